@@ -1,0 +1,2 @@
+//! The `triune` binary.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Framed, checksummed TCP with a handshake and reconnect.

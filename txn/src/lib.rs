@@ -1,0 +1,2 @@
+//! Atomic commit, and a multi-version store with etcd's semantics.
+#![forbid(unsafe_code)]

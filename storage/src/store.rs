@@ -47,6 +47,15 @@ pub struct StoreBatch {
 /// A key range, in byte order.
 pub type KeyRange<'a> = (Bound<&'a [u8]>, Bound<&'a [u8]>);
 
+/// Whether no key can lie in `range`. Implementations ask before they hand a range to a tree that would panic.
+pub(crate) fn is_empty_range(range: &KeyRange<'_>) -> bool {
+    match *range {
+        (Bound::Included(low), Bound::Included(high)) => low > high,
+        (Bound::Included(low) | Bound::Excluded(low), Bound::Included(high) | Bound::Excluded(high)) => low >= high,
+        _ => false,
+    }
+}
+
 /// A consistent picture of a store.
 pub trait StoreView: Send {
     /// The value of `key`.
@@ -98,5 +107,9 @@ impl<S: OrderedStore + ?Sized> OrderedStore for Arc<S> {
 
     fn commit(&self, batch: StoreBatch) -> Result<(), StoreError> {
         (**self).commit(batch)
+    }
+
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
+        (**self).get(table, key)
     }
 }

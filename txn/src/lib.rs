@@ -1,2 +1,5 @@
 //! Atomic commit, and a multi-version store with etcd's semantics.
 #![forbid(unsafe_code)]
+
+#[cfg(feature = "mvcc")]
+pub mod mvcc;

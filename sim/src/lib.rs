@@ -1,2 +1,16 @@
 //! The seeded world: a virtual clock, a network and disks with faults, processes that crash, and history checkers.
 #![forbid(unsafe_code)]
+
+mod clock;
+mod counters;
+mod net;
+mod queue;
+mod rng;
+mod trace;
+
+pub use clock::{Clock, DRIFT_PPM_MAX, WALL_ORIGIN_MS};
+pub use counters::{Counters, NeverHappened};
+pub use net::{Arrival, Delivery, Net, NetConfig, NetEvent, NetStats, Refused, Topology};
+pub use queue::EventQueue;
+pub use rng::{Ppm, Rng};
+pub use trace::{Trace, TraceHash, TraceHasher};

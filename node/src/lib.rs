@@ -4,5 +4,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod bench;
+pub mod cli;
 pub mod config;
 pub mod pb;

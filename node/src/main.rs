@@ -1,2 +1,13 @@
-//! The `triune` binary.
-fn main() {}
+//! The `triune` binary: parses the command line and runs what it asks for.
+
+use std::process::ExitCode;
+
+use triune_node::cli::{self, Faces};
+
+#[cfg(feature = "mimalloc")]
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    cli::run(Faces::default())
+}

@@ -142,6 +142,16 @@ pub enum Call {
     Health,
     /// Nothing to give back here; answered at once.
     Defragment,
+    /// A blank member comes back in place of a lost disk; answered with [`Reply::MemberList`] once the wish is logged.
+    /// The leader then makes the new disk a learner and, when it has caught up, a voter in place of the old one.
+    Replace {
+        /// The member's name, as the member table has it.
+        name: String,
+        /// The new disk.
+        disk: NodeId,
+        /// Where peers reach it.
+        peer_addr: String,
+    },
 }
 
 /// What to do with alarms.
@@ -401,8 +411,8 @@ pub enum Fatal {
 #[non_exhaustive]
 pub enum Refusal {
     /// The request breaks a rule of the key-value store.
-    #[error("{0}")]
-    Kv(#[from] mvcc::Error),
+    #[error(transparent)]
+    Kv(#[from] KvError),
     /// There is no leader, and the client does not want to wait.
     #[error("no leader")]
     NoLeader,
@@ -441,6 +451,12 @@ pub enum Refusal {
     /// There is no such member.
     #[error("member not found")]
     MemberNotFound,
+    /// The disk that is to be replaced is connected to this member: stop that member first.
+    #[error("member {name} still runs under its old disk id: stop it before its disk is replaced")]
+    StillHere {
+        /// Whose disk.
+        name: String,
+    },
     /// The member is shutting down.
     #[error("stopped")]
     Stopped,
@@ -452,6 +468,131 @@ pub enum Refusal {
         /// The prefix.
         prefix: &'static str,
     },
+}
+
+/// The rules of the key-value store a request can break, from every one of its operations. etcd's fixed texts stand
+/// beside the originals in [`mvcc`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum KvError {
+    /// etcd: `etcdserver: key is not provided`.
+    #[error("key is not provided")]
+    EmptyKey,
+    /// No such key, or an empty step of a transaction. etcd: `etcdserver: key not found`.
+    #[error("key not found")]
+    KeyNotFound,
+    /// etcd: `etcdserver: value is provided`.
+    #[error("value is provided together with ignore_value")]
+    ValueProvided,
+    /// etcd: `etcdserver: lease is provided`.
+    #[error("lease is provided together with ignore_lease")]
+    LeaseProvided,
+    /// etcd: `etcdserver: too many operations in txn request`.
+    #[error("too many operations in the transaction, at most {max}")]
+    TooManyOps {
+        /// The limit of this level.
+        max: usize,
+    },
+    /// etcd: `etcdserver: duplicate key given in txn request`.
+    #[error("a key is written twice, or written and deleted, in one path of the transaction")]
+    DuplicateKey,
+    /// etcd: `etcdserver: invalid sort option`.
+    #[error("invalid sort option")]
+    InvalidSortOption,
+    /// etcd: `etcdserver: mvcc: required revision has been compacted`.
+    #[error("the revision has been compacted, the oldest is {compacted}")]
+    Compacted {
+        /// The oldest revision that can be read.
+        compacted: mvcc::Revision,
+    },
+    /// etcd: `etcdserver: mvcc: required revision is a future revision`.
+    #[error("the revision is a future one, the current is {current}")]
+    FutureRev {
+        /// The current revision.
+        current: mvcc::Revision,
+    },
+    /// etcd: `etcdserver: requested lease not found`.
+    #[error("requested lease not found")]
+    LeaseNotFound,
+    /// etcd: `etcdserver: lease already exists`.
+    #[error("lease already exists")]
+    LeaseExists,
+    /// etcd: `etcdserver: too large lease TTL`.
+    #[error("too large lease time to live, at most {max} s")]
+    LeaseTtlTooLarge {
+        /// The limit.
+        max: i64,
+    },
+    /// A rule the store has and this list does not name yet.
+    #[error("the request breaks a rule of the store")]
+    Unnamed,
+}
+
+impl From<mvcc::RequestError> for KvError {
+    fn from(e: mvcc::RequestError) -> Self {
+        match e {
+            mvcc::RequestError::EmptyKey => Self::EmptyKey,
+            mvcc::RequestError::ValueProvided => Self::ValueProvided,
+            mvcc::RequestError::LeaseProvided => Self::LeaseProvided,
+            mvcc::RequestError::TooManyOps { max } => Self::TooManyOps { max },
+            mvcc::RequestError::DuplicateKey => Self::DuplicateKey,
+            mvcc::RequestError::InvalidSortOption => Self::InvalidSortOption,
+            mvcc::RequestError::KeyNotFound => Self::KeyNotFound,
+            _ => Self::Unnamed,
+        }
+    }
+}
+
+impl From<mvcc::PutError> for KvError {
+    fn from(e: mvcc::PutError) -> Self {
+        match e {
+            mvcc::PutError::LeaseNotFound => Self::LeaseNotFound,
+            mvcc::PutError::KeyNotFound => Self::KeyNotFound,
+            _ => Self::Unnamed,
+        }
+    }
+}
+
+impl From<mvcc::TxnError> for KvError {
+    fn from(e: mvcc::TxnError) -> Self {
+        match e {
+            mvcc::TxnError::LeaseNotFound => Self::LeaseNotFound,
+            mvcc::TxnError::KeyNotFound => Self::KeyNotFound,
+            mvcc::TxnError::Compacted { compacted } => Self::Compacted { compacted },
+            mvcc::TxnError::FutureRev { current } => Self::FutureRev { current },
+            _ => Self::Unnamed,
+        }
+    }
+}
+
+impl From<mvcc::CompactError> for KvError {
+    fn from(e: mvcc::CompactError) -> Self {
+        match e {
+            mvcc::CompactError::Compacted { compacted } => Self::Compacted { compacted },
+            mvcc::CompactError::FutureRev { current } => Self::FutureRev { current },
+            _ => Self::Unnamed,
+        }
+    }
+}
+
+impl From<mvcc::LeaseGrantError> for KvError {
+    fn from(e: mvcc::LeaseGrantError) -> Self {
+        match e {
+            mvcc::LeaseGrantError::LeaseNotFound => Self::LeaseNotFound,
+            mvcc::LeaseGrantError::LeaseExists => Self::LeaseExists,
+            mvcc::LeaseGrantError::LeaseTtlTooLarge { max } => Self::LeaseTtlTooLarge { max },
+            _ => Self::Unnamed,
+        }
+    }
+}
+
+impl From<mvcc::LeaseRevokeError> for KvError {
+    fn from(e: mvcc::LeaseRevokeError) -> Self {
+        match e {
+            mvcc::LeaseRevokeError::LeaseNotFound => Self::LeaseNotFound,
+            _ => Self::Unnamed,
+        }
+    }
 }
 
 impl fmt::Display for RequestId {

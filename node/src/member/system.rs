@@ -29,11 +29,23 @@ pub struct MemberRecord {
     /// It learns and does not vote.
     #[prost(bool, tag = "8")]
     pub learner: bool,
+    /// The disk that is coming in place of `disk`; 0: none. It learns until the configuration names it a voter.
+    #[prost(uint64, tag = "9")]
+    pub joining_disk: u64,
+    /// Where peers reach the joining disk's process.
+    #[prost(string, tag = "10")]
+    pub joining_addr: String,
 }
 
 impl MemberRecord {
     /// The identity it votes under.
     pub const fn node(&self) -> NodeId {
         NodeId(self.disk)
+    }
+
+    /// Every (identity, address) a transport must know for it: its own, and the joining disk's if there is one.
+    pub fn peers(&self) -> impl Iterator<Item = (NodeId, &str)> {
+        let joining = (self.joining_disk != 0).then_some((NodeId(self.joining_disk), self.joining_addr.as_str()));
+        std::iter::once((self.node(), self.peer_addr.as_str())).chain(joining)
     }
 }

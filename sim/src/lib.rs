@@ -3,6 +3,7 @@
 
 mod clock;
 mod counters;
+mod disk;
 mod net;
 mod queue;
 mod rng;
@@ -10,6 +11,7 @@ mod trace;
 
 pub use clock::{Clock, DRIFT_PPM_MAX, WALL_ORIGIN_MS};
 pub use counters::{Counters, NeverHappened};
+pub use disk::{CrashReport, DiskFaults, DiskImage, DiskOp, DiskStats, SECTOR_BYTES, SimDisk};
 pub use net::{Arrival, Delivery, Net, NetConfig, NetEvent, NetStats, Refused, Topology};
 pub use queue::EventQueue;
 pub use rng::{Ppm, Rng};

@@ -7,5 +7,6 @@
 pub mod bench;
 pub mod cli;
 pub mod config;
+pub mod doors;
 pub mod member;
 pub mod pb;

@@ -36,9 +36,8 @@ impl pb::maintenance_server::Maintenance for EtcdDoor {
     }
 
     async fn status(&self, request: Request<pb::StatusRequest>) -> Result<Response<pb::StatusResponse>, Status> {
-        let (h, status) = match self.ask(&Wish::of(&request), Call::Status).await? {
-            (h, Reply::Status(status)) => (h, status),
-            _ => return Err(mismatch()),
+        let (h, Reply::Status(status)) = self.ask(&Wish::of(&request), Call::Status).await? else {
+            return Err(mismatch());
         };
         let mut errors = Vec::new();
         if status.leader == 0 {

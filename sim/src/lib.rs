@@ -4,15 +4,20 @@
 mod clock;
 mod counters;
 mod disk;
+mod faults;
 mod net;
 mod queue;
 mod rng;
+mod runner;
+mod threads;
 mod trace;
 
 pub use clock::{Clock, DRIFT_PPM_MAX, WALL_ORIGIN_MS};
 pub use counters::{Counters, NeverHappened};
 pub use disk::{CrashReport, DiskFaults, DiskImage, DiskOp, DiskStats, SECTOR_BYTES, SimDisk};
+pub use faults::{Chaos, Fault, FaultClass, Swarm};
 pub use net::{Arrival, Delivery, Net, NetConfig, NetEvent, NetStats, Refused, Topology};
 pub use queue::EventQueue;
 pub use rng::{Ppm, Rng};
+pub use runner::{Plan, SeedFailure, SeedRun, Summary};
 pub use trace::{Trace, TraceHash, TraceHasher};

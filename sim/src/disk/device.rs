@@ -72,6 +72,7 @@ pub(super) struct Device {
     pub(super) faults: DiskFaults,
     pub(super) stats: DiskStats,
     pub(super) capacity_bytes: Option<u64>,
+    pub(super) misdirect_next: bool,
     rng: Rng,
     /// Operations to go until one of this kind fails; 1 is the next.
     countdown: BTreeMap<DiskOp, u64>,
@@ -96,6 +97,7 @@ impl Device {
             faults: DiskFaults::default(),
             stats: DiskStats::default(),
             capacity_bytes: None,
+            misdirect_next: false,
             rng: seed.fork("disk"),
             countdown: BTreeMap::new(),
             generation: 0,
@@ -270,7 +272,8 @@ impl Device {
 
     /// Where a write lands: `offset`, or now and then the same place of another sector of the file.
     fn draw_landing(&mut self, file: &OpenFile, offset: u64) -> u64 {
-        if !self.rng.chance(self.faults.misdirected_write) {
+        let once = std::mem::take(&mut self.misdirect_next);
+        if !self.rng.chance(self.faults.misdirected_write) && !once {
             return offset;
         }
         let file_sectors = self.image.len(file.ino) / SECTOR_BYTES;

@@ -43,6 +43,11 @@ impl SimDisk {
         self.device().fail_nth(op, n.max(1));
     }
 
+    /// Makes the next write land at another sector of its file; reads before the next crash do not show it.
+    pub fn misdirect_next(&self) {
+        self.device().misdirect_next = true;
+    }
+
     /// Limits the space; `None` is no limit.
     pub fn set_capacity(&self, bytes: Option<u64>) {
         self.device().capacity_bytes = bytes;

@@ -25,14 +25,32 @@
 //!           renew(now, id) -> Renewal; remaining(now, id); expired(now, max) -> ids to revoke; next_deadline()
 //! ```
 
+mod apply;
+mod check_request;
+mod digest;
 mod error;
+mod hash;
+mod index;
+mod lease;
 mod op;
 mod outcome;
+mod range;
+mod revision;
+mod store;
+mod tail;
+mod txn;
 mod watch;
+
+pub use apply::ApplyResult;
+pub use check_request::{RequestLimits, check_delete_range, check_put, check_range, check_txn, floor_ttl};
 
 pub use error::{
     ApplyError, CompactError, LeaseGrantError, LeaseRevokeError, NoRefusal, OpenError, PutError, RangeError,
     RequestError, TxnError,
+};
+pub use lease::{
+    CHECKPOINT_INTERVAL, LEASE_EXPIRIES_PER_S_MAX, LEASE_TTL_MAX_S, Lease, LeaseClock, LeaseTable, REVOKE_RETRY,
+    Renewal,
 };
 pub use op::{
     CompactOp, Compare, CompareOperand, CompareResult, CompareTarget, DeleteRangeOp, KeyValue, LeaseCheckpoint,
@@ -43,4 +61,5 @@ pub use outcome::{
     Applied, CompactResult, DeleteRangeResult, Event, EventKind, Events, HashKv, LeaseCheckpointResult,
     LeaseGrantResult, LeaseRevokeResult, OpResult, PutResult, RangeResult, TxnResult,
 };
+pub use store::{FlushBatch, FlushMark, Store, StoreLimits, Tables};
 pub use watch::{CancelReason, StreamKey, WATCH_ID_NONE, WatchCreate, WatchId, WatchLimits, WatchResponse};

@@ -64,11 +64,6 @@ impl Tail {
         self.changes.front().map(|change| change.rev)
     }
 
-    /// What is not known to be on disk.
-    pub(crate) fn unflushed(&self) -> impl Iterator<Item = &Change> {
-        self.changes.range(self.cached..)
-    }
-
     pub(crate) fn has_pending(&self) -> bool {
         self.changes.len() > self.cached + self.in_flight
     }

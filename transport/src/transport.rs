@@ -8,6 +8,8 @@
 //!    delivered after its [`Event::Down`].
 //! 4. A full queue on one channel holds up no other channel of the same peer, and no other peer.
 //!
+//! 5. A frame for the local id, or for a peer never made known, is refused with [`SendError::Unknown`].
+//!
 //! Sessions are seen by the *receiver*: `Up`, frames, `Down`, `Up` with a larger session, … . Whoever needs loss
 //! detection (Zab, Sequence Paxos) resynchronises on a new session; Raft ignores them.
 
@@ -100,6 +102,22 @@ pub trait Transport: Send + Sync + 'static {
     /// # Cancel safety
     /// Cancel safe: an event is either returned or still there for the next call.
     async fn recv(&self) -> Option<Event>;
+
+    /// Moves up to `max` events that are there onto the end of `events`, waiting until there is at least one. Returns
+    /// how many were moved; 0 only when [`Transport::recv`] would return `None`, or `max` is 0.
+    ///
+    /// The provided form moves one. Implementations that can hand over many for one wake-up do.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: every event is either in `events` or still there for the next call.
+    async fn recv_many(&self, events: &mut Vec<Event>, max: usize) -> usize {
+        if max == 0 {
+            return 0;
+        }
+        let Some(event) = self.recv().await else { return 0 };
+        events.push(event);
+        1
+    }
 
     /// Stops accepting, flushes what was queued for at most `drain_ms`, closes every link and awaits its own tasks.
     async fn shutdown(&self, drain_ms: u64);

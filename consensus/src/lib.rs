@@ -24,6 +24,7 @@ mod gate;
 mod machine;
 mod protocol;
 mod seat;
+pub mod session;
 mod types;
 
 #[cfg(feature = "mutants")]

@@ -22,6 +22,7 @@
 
 pub mod api;
 mod config;
+pub mod formation;
 pub mod system;
 
 pub use config::{FormedMember, GroupRecovered, MemberConfig, MemberLimits};

@@ -55,7 +55,8 @@ fn arrows_point_only_where_the_design_allows() {
             seen += 1;
         }
         for found in ours(manifest.get("dev-dependencies")) {
-            assert!(dev.contains(&found.as_str()), "the tests of {name} must not depend on {found}");
+            // A crate may name itself, to turn its features on for its own tests.
+            assert!(found == name || dev.contains(&found.as_str()), "the tests of {name} must not depend on {found}");
         }
     }
     assert!(seen >= 10, "only {seen} arrows found: the manifests are no longer understood");

@@ -24,6 +24,8 @@
 #![forbid(unsafe_code)]
 
 mod channel;
+#[cfg(feature = "contract")]
+pub mod contract;
 mod ids;
 #[cfg(feature = "mem")]
 pub mod mem;

@@ -35,7 +35,7 @@ fn codec(c: &mut Criterion) {
                 let mut decoder = FrameDecoder::new(Lane::Main, 1 << 20);
                 decoder.space().extend_from_slice(&wire);
                 let mut frames = 0;
-                while decoder.next().unwrap().is_some() {
+                while decoder.next_frame().unwrap().is_some() {
                     frames += 1;
                 }
                 assert_eq!(frames, count);

@@ -62,7 +62,7 @@ pub fn encode_header(channel: Channel, payload: &[u8]) -> [u8; FRAME_HEADER_BYTE
     [h0, h1, h2, h3, h4, h5, h6, h7, w, x, y, z]
 }
 
-/// Turns the bytes of one connection into frames. Fill [`FrameDecoder::space`], then call [`FrameDecoder::next`]
+/// Turns the bytes of one connection into frames. Fill [`FrameDecoder::space`], then call [`FrameDecoder::next_frame`]
 /// until it has no more.
 #[derive(Debug)]
 pub struct FrameDecoder {
@@ -94,7 +94,7 @@ impl FrameDecoder {
     ///
     /// # Errors
     /// See [`FrameError`]; after one the decoder must be dropped.
-    pub fn next(&mut self) -> Result<Option<(Channel, Bytes)>, FrameError> {
+    pub fn next_frame(&mut self) -> Result<Option<(Channel, Bytes)>, FrameError> {
         let Some((header, _)) = self.buffer.split_first_chunk::<FRAME_HEADER_BYTES>() else { return Ok(None) };
         let header = *header;
         let (channel, length, sum) = self.parse(&header)?;
@@ -164,7 +164,7 @@ mod tests {
         let mut out = Vec::new();
         for piece in wire.chunks(step) {
             decoder.space().extend_from_slice(piece);
-            while let Some(frame) = decoder.next()? {
+            while let Some(frame) = decoder.next_frame()? {
                 out.push(frame);
             }
         }

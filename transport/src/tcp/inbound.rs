@@ -224,7 +224,7 @@ async fn read_until_end(
             Err(error) => return End::Io(error),
         }
         let fault = loop {
-            match decoder.next() {
+            match decoder.next_frame() {
                 Ok(Some((channel, frame))) => events.push(Event::Frame { from: peer, session, channel, frame }),
                 Ok(None) => break None,
                 Err(error) => break Some(error),

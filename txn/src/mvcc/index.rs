@@ -4,8 +4,8 @@
 //!
 //! Invariants:
 //! 1. An entry's points ascend by (main, sub); `head` is the last.
-//! 2. After the sweep of a compaction at C, at most one point of a key is ≤ C, and a tombstone among them stands at C
-//!    exactly: a watch from C on must still see that deletion.
+//! 2. After the sweep of a compaction at C, at most one point of a key is < C, and only one that a read at C finds.
+//!    Everything made at C stays, deletions too: a watch from C on must still see it.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -96,15 +96,17 @@ impl Versions {
     }
 
     /// Takes out what a compaction at `at` makes unreadable, into `doomed`. Whether nothing is left is answered.
+    ///
+    /// What is left: all versions made at `at` or later, for watches from `at` on; and where none was made at `at`
+    /// itself, the last one before it, for reads, unless that is a tombstone.
     fn compact(&mut self, at: Revision, doomed: &mut Vec<Point>) -> bool {
         if let Some(older) = self.older.as_deref_mut() {
-            let below = older.partition_point(|point| point.main <= at);
-            // The last one at or below `at` is still read at `at`, unless the head is that one.
-            let cut = if self.head.main <= at { older.len() } else { below.saturating_sub(1) };
-            doomed.extend(older.drain(..cut));
-            if older.first().is_some_and(|first| first.is_tombstone() && first.main < at) {
-                doomed.push(older.remove(0));
-            }
+            let below = older.partition_point(|point| point.main < at);
+            let after = older.get(below).copied().unwrap_or(self.head);
+            let last = below.checked_sub(1).and_then(|last| older.get(last));
+            // Where the head itself is below `at`, it is the last one, and `after` is the head.
+            let read_at = after.main > at && last.is_some_and(|last| !last.is_tombstone());
+            doomed.extend(older.drain(..below - usize::from(read_at)));
             if older.is_empty() {
                 self.older = None;
             } else if older.capacity() > 2 * older.len() {

@@ -26,6 +26,8 @@
 //! ```
 
 mod apply;
+#[cfg(feature = "check")]
+pub mod check;
 mod check_request;
 mod digest;
 mod error;
@@ -62,4 +64,4 @@ pub use outcome::{
     LeaseGrantResult, LeaseRevokeResult, OpResult, PutResult, RangeResult, TxnResult,
 };
 pub use store::{FlushBatch, FlushMark, Store, StoreLimits, Tables};
-pub use watch::{CancelReason, StreamKey, WATCH_ID_NONE, WatchCreate, WatchId, WatchLimits, WatchResponse};
+pub use watch::{CancelReason, StreamKey, WATCH_ID_NONE, WatchCreate, WatchId, WatchLimits, WatchResponse, WatcherHub};

@@ -368,7 +368,8 @@ impl Store {
         if let Some(old) = self.index.get(&kv.key).map(super::index::Versions::head)
             && !old.is_tombstone()
         {
-            self.freeable_at(rev.main, old.bytes());
+            // What a transaction wrote and deleted again is still seen by a watch from its revision on.
+            self.freeable_at(rev.main.max(old.rev().main + 1), old.bytes());
         }
         self.bytes += bytes;
         if tombstone {

@@ -421,7 +421,7 @@ fn step(rng: &mut Rng, model: &Model, depth: u64) -> RequestOp {
 }
 
 pub fn txn_op(rng: &mut Rng, model: &Model, depth: u64) -> TxnOp {
-    let mut steps = |n: u64, rng: &mut Rng| (0..rng.below(n)).map(|_| step(rng, model, depth)).collect::<Vec<_>>();
+    let steps = |n: u64, rng: &mut Rng| (0..rng.below(n)).map(|_| step(rng, model, depth)).collect::<Vec<_>>();
     let (success, failure) = (steps(4, rng), steps(3, rng));
     TxnOp { compares: (0..rng.below(3)).map(|_| compare(rng, model)).collect(), success, failure }
 }

@@ -23,6 +23,8 @@ pub mod driver;
 mod gate;
 mod machine;
 mod protocol;
+#[cfg(feature = "raft")]
+pub mod raft;
 mod seat;
 pub mod session;
 mod types;

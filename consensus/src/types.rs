@@ -107,6 +107,27 @@ pub struct ConfigEntry {
     pub context: Bytes,
 }
 
+#[cfg(feature = "raft")]
+impl ConfigEntry {
+    /// The head of an entry of kind [`EntryKind::Config`]: three sets, each `u16` count and `u64` ids, then the context.
+    pub fn encode(&self) -> Bytes {
+        let members = self.config.voters.len() + self.config.outgoing.len() + self.config.learners.len();
+        let mut buf = bytes::BytesMut::with_capacity(6 + members * 8 + self.context.len());
+        crate::raft::put_configuration(&mut buf, &self.config);
+        buf.extend_from_slice(&self.context);
+        buf.freeze()
+    }
+
+    /// Reads what [`ConfigEntry::encode`] wrote.
+    ///
+    /// # Errors
+    /// When the bytes are no configuration.
+    pub fn decode(head: Bytes) -> Result<Self, crate::WireError> {
+        let mut cursor = crate::raft::Cursor::new(head);
+        Ok(Self { config: cursor.configuration()?, context: cursor.rest() })
+    }
+}
+
 /// How a replica behaves. Plain values; [`Config::validate`] says what cannot work.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {

@@ -21,6 +21,8 @@
 #[cfg(feature = "driver")]
 pub mod driver;
 mod gate;
+#[cfg(feature = "check")]
+pub mod invariants;
 mod machine;
 mod protocol;
 #[cfg(feature = "raft")]

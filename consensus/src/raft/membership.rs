@@ -13,9 +13,7 @@ use triune_storage::{Entry, Index, IoSeq, Position};
 use triune_transport::{Channel, NodeId};
 
 use super::{Raft, progress::Progress, wire::RaftMsg};
-use crate::{
-    AdminError, AdminId, ConfigChange, ConfigEntry, Configuration, Effect, Effects, EntryKind, Role,
-};
+use crate::{AdminError, AdminId, ConfigChange, ConfigEntry, Configuration, Effect, Effects, EntryKind, Role};
 
 impl Raft {
     /// The configuration in force.

@@ -46,8 +46,8 @@ use self::read::Reads;
 use self::replication::Uncommitted;
 use self::snapshot::{Incoming, Snapshots};
 use self::transfer::Transfer;
-pub(crate) use self::wire::{Cursor, put_configuration};
 pub use self::wire::{AppendOutcome, RaftMsg, RoundId};
+pub(crate) use self::wire::{Cursor, put_configuration};
 use crate::{
     AdminError, AdminId, AdminOp, Config, Configuration, Effect, Effects, FetchId, Input, ProposeError, ProposeOutcome,
     Protocol, RecoverError, Recovered, Role, RoleChange, View,

@@ -108,7 +108,8 @@ impl Raft {
             if node == me { self.now } else { lead.peers.get(&node).map_or(Nanos::ZERO, |peer| peer.round_sent_at) }
         };
         let voters = self.config().voters.iter().chain(&self.config().outgoing);
-        let start = voters.map(|node| sent_at(*node)).filter(|t| self.config().is_quorum(|n| sent_at(n) >= *t)).max()?;
+        let start =
+            voters.map(|node| sent_at(*node)).filter(|t| self.config().is_quorum(|n| sent_at(n) >= *t)).max()?;
         // Two clocks, each off by the bound: one fast, one slow.
         let drift = self.cfg.election_min.0 / 1_000_000 * u64::from(self.cfg.drift_ppm) * 2;
         (start > Nanos::ZERO).then(|| start.after(self.cfg.election_min.since(Nanos(drift))))

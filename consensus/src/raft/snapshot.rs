@@ -253,7 +253,8 @@ impl Raft {
         if !self.hear_leader(from, term, Index::ZERO, out) {
             return;
         }
-        let Some(incoming) = self.incoming.as_ref().filter(|i| i.meta.mark.position == position && !i.installing) else {
+        let Some(incoming) = self.incoming.as_ref().filter(|i| i.meta.mark.position == position && !i.installing)
+        else {
             return;
         };
         let fits = offset == incoming.asked && data.len() as u64 <= incoming.meta.bytes - offset;

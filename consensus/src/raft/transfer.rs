@@ -46,9 +46,8 @@ impl Raft {
     pub(super) fn best_follower(&self) -> Option<NodeId> {
         let lead = self.lead.as_ref()?;
         let heard = |at: Nanos| self.now.since(at) < self.cfg.election_min;
-        let voters = lead.peers.iter().filter(|(node, peer)| {
-            self.config().voters.contains(node) && heard(peer.heard_at)
-        });
+        let voters =
+            lead.peers.iter().filter(|(node, peer)| self.config().voters.contains(node) && heard(peer.heard_at));
         voters.max_by_key(|(node, peer)| (peer.matched, **node)).map(|(node, _)| *node)
     }
 

@@ -287,9 +287,7 @@ impl Wire for RaftMsg {
         let msg = match cursor.u8()? {
             PRE_VOTE => Self::PreVote { term: cursor.epoch()?, last: cursor.position()? },
             PRE_VOTE_REPLY => Self::PreVoteReply { term: cursor.epoch()?, granted: cursor.bool("granted")? },
-            VOTE => {
-                Self::Vote { term: cursor.epoch()?, last: cursor.position()?, transfer: cursor.bool("transfer")? }
-            }
+            VOTE => Self::Vote { term: cursor.epoch()?, last: cursor.position()?, transfer: cursor.bool("transfer")? },
             VOTE_REPLY => Self::VoteReply { term: cursor.epoch()?, granted: cursor.bool("granted")? },
             APPEND => {
                 let (term, prev) = (cursor.epoch()?, cursor.position()?);

@@ -10,3 +10,4 @@ pub mod config;
 pub mod doors;
 pub mod member;
 pub mod pb;
+pub mod shell;

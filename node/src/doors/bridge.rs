@@ -23,6 +23,12 @@ pub trait Port: Send + Sync + 'static {
     /// # Errors
     /// [`PortError`]; the request was not taken.
     fn request(&self, request: Request) -> Result<(), PortError>;
+
+    /// Hands a request over, waiting while the queue is full. Not for a task: it may block its thread.
+    ///
+    /// # Errors
+    /// [`PortError::Stopped`] only.
+    fn request_wait(&self, request: Request) -> Result<(), PortError>;
 }
 
 /// Why the member did not take a request.

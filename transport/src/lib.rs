@@ -15,11 +15,31 @@
 //! ends when that can no longer be promised. **Not guaranteed:** that a frame arrives at all; any order between
 //! channels; secrecy without TLS.
 //!
+//! # Example
+//! Two members in one process. Over TCP only the first two lines differ: see [`tcp`].
+//! ```
+//! use bytes::Bytes;
+//! use triune_transport::mem::{MemConfig, MemNetwork};
+//! use triune_transport::{Channel, Event, NodeId, Transport};
+//!
+//! # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
+//! let network = MemNetwork::new(MemConfig::default());
+//! let (a, b) = (network.join(NodeId(1)).unwrap(), network.join(NodeId(2)).unwrap());
+//! a.send(NodeId(2), Channel::Vote, Bytes::from_static(b"may I lead?")).unwrap();
+//! // A session begins before its first frame.
+//! assert!(matches!(b.recv().await, Some(Event::Up { peer: NodeId(1), .. })));
+//! assert!(matches!(b.recv().await, Some(Event::Frame { frame, .. }) if frame == "may I lead?"));
+//! a.shutdown(0).await;
+//! assert!(matches!(b.recv().await, Some(Event::Down { peer: NodeId(1), .. })));
+//! # });
+//! ```
+//!
 //! # Features
 //! | feature | adds |
 //! |---|---|
 //! | `mem` | [`mem`]: links inside one process |
 //! | `tcp` | [`tcp`]: framed, checksummed TCP with a handshake and reconnect |
+//! | `contract` | [`contract`]: what every implementation must do, as tests to run on your own |
 
 #![forbid(unsafe_code)]
 

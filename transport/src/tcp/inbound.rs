@@ -185,11 +185,8 @@ async fn serve_link(
     let session = LinkSession(shared.sessions.fetch_add(1, Ordering::Relaxed) + 1);
     info!(%peer, name, ?lane, %from, session = session.0, "link from peer up");
     let end = read_until_end(shared, &mut stream, peer, lane, session, &mut evicted).await;
-    drop(stream);
-    deliver(shared, &mut vec![Event::Down { peer, lane, session }]).await;
-    drop(held);
-    shared.claims.release(peer, lane, token);
-    match end {
+    // Counted and told before the other end can see it: who looks after the close finds it.
+    match &end {
         End::Closed => info!(%peer, name, ?lane, session = session.0, "link from peer closed"),
         End::Replaced => info!(%peer, name, ?lane, session = session.0, "link from peer replaced by a newer one"),
         End::Io(error) => info!(%peer, name, ?lane, session = session.0, %error, "link from peer lost"),
@@ -198,6 +195,10 @@ async fn serve_link(
             warn!(%peer, name, ?lane, %from, %error, "link from peer closed for its fault");
         }
     }
+    drop(stream);
+    deliver(shared, &mut vec![Event::Down { peer, lane, session }]).await;
+    drop(held);
+    shared.claims.release(peer, lane, token);
 }
 
 async fn read_until_end(

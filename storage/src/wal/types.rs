@@ -35,6 +35,8 @@ impl Default for WalConfig {
 pub struct Recovered {
     /// Every stream the log knows.
     pub streams: BTreeMap<StreamId, RecoveredStream>,
+    /// A damaged batch may have held the only writes of a stream that is not listed here.
+    pub doubt: bool,
     /// How many batches and entries got which verdict.
     pub verdicts: Verdicts,
     /// Whether the last owner closed the log in order ([`Wal::close`](crate::Wal::close)).
@@ -46,8 +48,7 @@ pub struct Recovered {
 impl Recovered {
     /// Whether any stream lost something that may have been acknowledged.
     pub fn is_faulty(&self) -> bool {
-        self.streams.values().any(RecoveredStream::is_faulty)
-            || (self.verdicts.batches_faulty > 0 && self.streams.is_empty())
+        self.doubt || self.streams.values().any(RecoveredStream::is_faulty)
     }
 }
 

@@ -2,12 +2,12 @@
 
 use super::error::RangeError;
 use super::op::Revision;
-use super::outcome::{EventKind, HashKv};
+use super::outcome::HashKv;
 use super::store::{Change, Store, row_key, row_value};
 
 impl Store {
-    /// Hashes every row up to `revision` (0: the current one) that a compaction leaves: CRC-32C over the rows' keys
-    /// and values in order of revision, behind etcd's name of the table. Reads all of them.
+    /// Hashes the rows up to `revision` (0: the current one): CRC-32C over their keys and values in order of revision,
+    /// behind etcd's name of the table. Equal to etcd's for equal history. Reads all rows.
     ///
     /// # Errors
     /// As a range at that revision, and when the store under it fails.
@@ -18,7 +18,7 @@ impl Store {
             if change.rev.main > hash_revision {
                 return false;
             }
-            if self.outlives_compaction(&change) {
+            if self.counts(&change, hash_revision) {
                 hash = crc32c::crc32c_append(hash, &row_key(&change));
                 hash = crc32c::crc32c_append(hash, &row_value(&change));
             }
@@ -27,13 +27,13 @@ impl Store {
         Ok(HashKv { hash, compact_revision: self.compacted, hash_revision, revision: self.revision })
     }
 
-    /// Whether the row is above the compaction, or still read at it. A deletion at the compaction itself is kept for
-    /// watches, but counts with etcd as gone.
-    fn outlives_compaction(&self, change: &Change) -> bool {
+    /// Whether the row counts: above the compaction each one does, below it those that a read at the hashed revision
+    /// finds. etcd's rule; what it leaves out may or may not be swept yet, what it takes in never is.
+    fn counts(&self, change: &Change, hash_revision: Revision) -> bool {
         if change.rev.main > self.compacted {
             return true;
         }
-        let kept = self.index.get(&change.kv.key).and_then(|versions| versions.live_at(self.compacted));
-        change.kind == EventKind::Put && kept.is_some_and(|point| point.rev() == change.rev)
+        let found = self.index.get(&change.kv.key).and_then(|versions| versions.live_at(hash_revision));
+        found.is_some_and(|point| point.rev() == change.rev)
     }
 }

@@ -80,6 +80,8 @@ struct Watcher {
     /// No event since the last tick.
     quiet: bool,
     live: bool,
+    /// What the client asked for: before it there is no progress to tell.
+    start: Revision,
     /// The first revision the client has not been given nor has queued, if nothing above `seen` is meant.
     next: Revision,
     queue: VecDeque<Item>,
@@ -199,7 +201,7 @@ impl WatcherHub {
     pub fn tick_progress(&mut self, store: &Store) {
         let mut due = Vec::new();
         for watcher in self.watchers.values_mut().filter(|watcher| watcher.progress_notify) {
-            let idle = watcher.live && watcher.queue.is_empty() && watcher.next <= store.revision() + 1;
+            let idle = watcher.live && watcher.queue.is_empty() && watcher.start <= store.revision();
             if std::mem::replace(&mut watcher.quiet, true) && idle {
                 due.push((watcher.stream, watcher.id));
             }
@@ -324,6 +326,7 @@ impl WatcherHub {
             progress_notify: wish.progress_notify,
             quiet: true,
             live,
+            start: wish.start_revision,
             next,
             queue: VecDeque::new(),
             queued_bytes: 0,
@@ -478,7 +481,7 @@ impl WatcherHub {
         if !state.progress_wanted || !state.behind.is_empty() {
             return;
         }
-        let started = |key: &WatcherKey| self.watchers.get(key).is_some_and(|w| w.next <= store.revision() + 1);
+        let started = |key: &WatcherKey| self.watchers.get(key).is_some_and(|w| w.start <= store.revision());
         if state.watches.values().all(started) {
             self.seq += 1;
             state.progress_wanted = false;

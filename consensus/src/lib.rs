@@ -27,6 +27,7 @@ mod machine;
 mod protocol;
 #[cfg(feature = "raft")]
 pub mod raft;
+#[cfg(feature = "raft")]
 pub mod replica;
 mod seat;
 pub mod session;

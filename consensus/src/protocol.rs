@@ -45,7 +45,7 @@ pub enum WireError {
 
 /// One replica of one group: a pure state machine.
 ///
-/// It owns no file, socket, thread or clock. Time comes in as `now`, randomness as [`Config::seed`], and everything it
+/// It owns no file, socket, thread or clock. Time comes in as `now`, randomness as [`Config::boot`], and everything it
 /// wants done goes out as effects. `Clone` is for exhaustive search.
 pub trait Protocol: Sized + Clone {
     /// What its replicas say to each other.

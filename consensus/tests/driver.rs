@@ -141,11 +141,14 @@ enum Mood {
     Broken,
 }
 
+/// The mood, and how many writes each commit held.
+type Log = (Mood, Vec<usize>);
+
 /// A log in memory with moods, which remembers each commit.
 #[derive(Clone)]
 struct MoodyLog {
     inner: MemLog,
-    shared: Arc<(Mutex<(Mood, Vec<usize>)>, Condvar)>,
+    shared: Arc<(Mutex<Log>, Condvar)>,
     calls: Arc<AtomicUsize>,
 }
 

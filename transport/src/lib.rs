@@ -16,7 +16,7 @@
 //! channels; secrecy without TLS.
 //!
 //! # Example
-//! Two members in one process. Over TCP only the first two lines differ: see [`tcp`].
+//! Two members in one process. Over TCP only the first two lines differ: see `tcp`.
 //! ```
 //! use bytes::Bytes;
 //! use triune_transport::mem::{MemConfig, MemNetwork};
@@ -37,9 +37,9 @@
 //! # Features
 //! | feature | adds |
 //! |---|---|
-//! | `mem` | [`mem`]: links inside one process |
-//! | `tcp` | [`tcp`]: framed, checksummed TCP with a handshake and reconnect |
-//! | `contract` | [`contract`]: what every implementation must do, as tests to run on your own |
+//! | `mem` | `mem`: links inside one process |
+//! | `tcp` | `tcp`: framed, checksummed TCP with a handshake and reconnect |
+//! | `contract` | `contract`: what every implementation must do, as tests to run on your own |
 
 #![forbid(unsafe_code)]
 

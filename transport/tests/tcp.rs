@@ -316,6 +316,33 @@ async fn a_peer_that_restarts_is_found_again() {
 }
 
 #[tokio::test]
+async fn a_peer_that_takes_no_bytes_is_dialled_anew() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let accept = async || {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        assert_eq!(raw_answer(&mut stream).await.unwrap().0, Said::Open(Open::Link(Lane::Main)));
+        let hello = Hello { node: LOCAL, ..Hello::default() };
+        stream.write_all(&hello.encode(Said::Accepted)).await.unwrap();
+        stream
+    };
+    let dialer = bind(PEER, |c| c.stall_ms = 100).await;
+    dialer.set_peer(LOCAL, listener.local_addr().unwrap().to_string());
+    let deaf = accept().await;
+    let frame = Bytes::from(vec![0; 256 << 10]);
+    let mut taken = 0;
+    loop {
+        match dialer.send(LOCAL, Channel::Log, frame.clone()) {
+            Ok(()) => taken += 1,
+            Err(SendError::NotConnected(_)) if taken > 0 => break,
+            Err(_) => tokio::time::sleep(Duration::from_millis(1)).await,
+        }
+    }
+    let _anew = accept().await;
+    assert!(dialer.stats().frames_dropped > 0, "what waited for the deaf peer is dropped, and counted");
+    drop(deaf);
+}
+
+#[tokio::test]
 async fn a_dropped_end_cuts_its_links() {
     let end = bind(LOCAL, |_| {}).await;
     let dialer = bind(PEER, |_| {}).await;

@@ -30,6 +30,7 @@ mod machine_thread;
 mod mem_log;
 mod read_thread;
 mod stats;
+mod wal_log;
 
 use std::fmt;
 use std::sync::Arc;

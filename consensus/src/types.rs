@@ -8,7 +8,7 @@
 use std::collections::BTreeSet;
 
 use bytes::Bytes;
-use triune_storage::{Entry, Epoch, Index, IoSeq, Position, Run, StreamBatch};
+use triune_storage::{Entry, Epoch, Index, IoSeq, Position, RecoveredStream, Run, StreamBatch};
 use triune_transport::{Channel, GroupId, LinkSession, Nanos, NodeId};
 
 /// What a log entry is. Stored as [`Entry::kind`].
@@ -269,6 +269,22 @@ pub struct Recovered {
     pub last_seq: IoSeq,
     /// The configuration the cluster was formed with; used only where nothing newer is on disk.
     pub formed: Option<Configuration>,
+}
+
+impl Recovered {
+    /// What a log recovered of one stream; `applied` and `formed` are left to the embedder.
+    ///
+    /// A stream whose hard state is lost or in doubt ([`RecoveredStream::is_faulty`]) must not vote: check before.
+    pub fn from_log(stream: &RecoveredStream) -> Self {
+        Self {
+            state: stream.state.clone(),
+            base: stream.base,
+            runs: stream.runs.clone(),
+            holes: stream.holes.iter().map(|hole| (hole.first, hole.last)).collect(),
+            last_seq: stream.last_seq,
+            ..Self::default()
+        }
+    }
 }
 
 /// Why a replica cannot be rebuilt.

@@ -13,7 +13,7 @@ use triune_consensus::driver::{Driver, DriverConfig, DriverExit, DriverHandle, M
 use triune_consensus::raft::{Raft, RaftDetail};
 use triune_consensus::replica::{App, AppError, Replica, ReplicaConfig, ReplicaOutput, ReplicaRequest, Token};
 use triune_consensus::{AdminOp, Config, Configuration, Entry, Index, Recovered, Role};
-use triune_storage::StreamId;
+use triune_storage::{Fate, MemDisk, StreamId, Wal, WalConfig};
 use triune_transport::mem::{MemConfig, MemNetwork};
 use triune_transport::{GroupId, Nanos, NodeId, Transport};
 
@@ -331,4 +331,69 @@ async fn proposals_are_refused_by_a_follower_and_beyond_the_limit() {
     }
     assert_eq!(cluster.view(leader).await.last.index, Index(1), "only the barrier is in the log");
     cluster.stop().await;
+}
+
+#[tokio::test]
+async fn a_replica_on_the_real_log_survives_the_loss_of_power() {
+    let disk = Arc::new(MemDisk::new());
+    let network = MemNetwork::new(MemConfig::default());
+    let (tell, mut outputs) = mpsc::unbounded_channel();
+    let boot = |disk: Arc<MemDisk>, boot: u64| {
+        let (wal, found) =
+            Wal::open(disk, "wal", WalConfig { segment_bytes: 1 << 16, ..WalConfig::default() }).unwrap();
+        let stream = found.streams.get(&StreamId(0)).cloned().unwrap_or_default();
+        assert!(!stream.is_faulty());
+        let formed = Some(Configuration::of([NODES[0]]));
+        let recovered = Recovered { formed, ..Recovered::from_log(&stream) };
+        let (protocol, app) = (protocol(NODES[0], boot), Journal::default());
+        let config = ReplicaConfig::default();
+        let replica = Replica::<Raft, _>::recover(protocol, config, Nanos::ZERO, recovered, app, None).unwrap();
+        let transport: Arc<dyn Transport> = Arc::new(network.join(NODES[0]).unwrap());
+        let tell = tell.clone();
+        let sink = move |output: Output| drop(tell.send(output));
+        let handle = Driver::spawn(replica, wal.into(), Arc::clone(&transport), sink, DriverConfig::default()).unwrap();
+        (handle, transport)
+    };
+    let (handle, transport) = boot(Arc::clone(&disk), 1);
+    loop {
+        let head = Bytes::copy_from_slice(&7_u64.to_be_bytes());
+        handle.request(ReplicaRequest::Propose { token: Token(7), head, sections: Vec::new() }).unwrap();
+        if let ReplicaOutput::Applied { .. } = applied_or_refused(&mut outputs).await {
+            break;
+        }
+    }
+    // Power goes while it runs; what was applied was durable.
+    let after = Arc::new(disk.power_loss(&mut |_| Fate::Lost));
+    transport.shutdown(0).await;
+    handle.stop();
+    handle.exited().await;
+    while outputs.try_recv().is_ok() {}
+    let (handle, _transport) = boot(after, 2);
+    loop {
+        handle.request(ReplicaRequest::Read { token: Token(8), query: () }).unwrap();
+        if let Some(ReplicaOutput::Answer { answer: Ok(journal), .. }) = next_answer(&mut outputs).await {
+            assert_eq!(journal, vec![7]);
+            break;
+        }
+    }
+    handle.stop();
+    assert!(matches!(handle.exited().await, DriverExit::Stopped));
+}
+
+async fn applied_or_refused(outputs: &mut mpsc::UnboundedReceiver<Output>) -> Output {
+    loop {
+        let output = tokio::time::timeout(PATIENCE, outputs.recv()).await.unwrap().unwrap();
+        if matches!(output, ReplicaOutput::Applied { .. } | ReplicaOutput::Refused { .. }) {
+            return output;
+        }
+    }
+}
+
+async fn next_answer(outputs: &mut mpsc::UnboundedReceiver<Output>) -> Option<Output> {
+    loop {
+        let output = tokio::time::timeout(PATIENCE, outputs.recv()).await.unwrap()?;
+        if matches!(output, ReplicaOutput::Answer { .. }) {
+            return Some(output);
+        }
+    }
 }

@@ -10,6 +10,9 @@ use super::inbox::{EventSink, Inbox, PushEvent, Refused};
 use super::log::LogError;
 use super::stats::{Counters, DriverStats};
 
+/// Events the pump moves at once.
+const PUMP_EVENTS: usize = 256;
+
 /// How a driver ended.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -84,14 +87,14 @@ impl<R: Send + 'static> DriverHandle<R> {
     pub async fn pump(self, transport: Arc<dyn Transport>) {
         let sink = self.event_sink();
         let mut exited = self.exited.clone();
+        let mut events = Vec::with_capacity(PUMP_EVENTS);
         loop {
-            let event = tokio::select! {
-                event = transport.recv() => event,
+            let received = tokio::select! {
+                received = transport.recv_many(&mut events, PUMP_EVENTS) => received,
                 // Cancel safe: it only looks at a value.
-                _ = exited.wait_for(Option::is_some) => None,
+                _ = exited.wait_for(Option::is_some) => 0,
             };
-            let Some(event) = event else { return };
-            if !sink.push_wait(event).await {
+            if received == 0 || !sink.push_all_wait(&mut events).await {
                 return;
             }
         }

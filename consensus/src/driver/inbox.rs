@@ -281,28 +281,12 @@ const fn event_bytes(event: &Event) -> usize {
 
 /// An inbox, seen by a transport that does not know the machine.
 pub(crate) trait PushEvent: Send + Sync + fmt::Debug {
-    fn push(&self, event: Event) -> Result<(), Refused<Event>>;
     fn push_all(&self, events: &mut Vec<Event>) -> bool;
+    fn is_open(&self) -> bool;
     fn frames_taken(&self) -> &Notify;
 }
 
 impl<R: Send + 'static> PushEvent for Inbox<R> {
-    fn push(&self, event: Event) -> Result<(), Refused<Event>> {
-        let mut state = self.lock();
-        if state.phase != Phase::Open {
-            return Err(Refused::Closed(event));
-        }
-        // The ups and downs of a link are few, and one that is lost would break the order of frames.
-        if self.is_full(&state) && matches!(event, Event::Frame { .. }) {
-            state.frames_refused = true;
-            return Err(Refused::Full(event));
-        }
-        state.frame_bytes += event_bytes(&event);
-        state.frames.push_back(event);
-        self.rouse(state);
-        Ok(())
-    }
-
     fn push_all(&self, events: &mut Vec<Event>) -> bool {
         let mut state = self.lock();
         if state.phase != Phase::Open {
@@ -317,6 +301,10 @@ impl<R: Send + 'static> PushEvent for Inbox<R> {
         state.frames.extend(events.drain(..));
         self.rouse(state);
         true
+    }
+
+    fn is_open(&self) -> bool {
+        self.lock().phase == Phase::Open
     }
 
     fn frames_taken(&self) -> &Notify {
@@ -335,14 +323,6 @@ impl EventSink {
         Self { inbox }
     }
 
-    /// Hands an event over without waiting.
-    ///
-    /// # Errors
-    /// The event comes back when the queue is full (frames only) or the driver has stopped.
-    pub fn push(&self, event: Event) -> Result<(), Event> {
-        self.inbox.push(event).map_err(|(Refused::Full(event) | Refused::Closed(event))| event)
-    }
-
     /// Takes all of `events` and returns true, leaving it empty; or, when the queue is full, takes none and returns
     /// false: then offer them again when [`super::Driver::on_room`]'s function is called. A stopped driver takes all
     /// and forgets them. The queue refuses by what it already holds, so any batch is taken in the end.
@@ -350,23 +330,23 @@ impl EventSink {
         events.is_empty() || self.inbox.push_all(events)
     }
 
-    /// Hands an event over, waiting while the queue is full. `false`: the driver has stopped, read no more.
+    /// As [`EventSink::push_all`], waiting while the queue is full. `false`: the driver has stopped, read no more.
     ///
     /// # Cancel safety
-    /// A cancelled call loses the event: end the link's session.
-    pub async fn push_wait(&self, mut event: Event) -> bool {
+    /// Cancel safe: what was not taken is still in `events`.
+    pub async fn push_all_wait(&self, events: &mut Vec<Event>) -> bool {
         loop {
             let taken = self.inbox.frames_taken().notified();
-            event = match self.inbox.push(event) {
-                Ok(()) => return true,
-                Err(Refused::Closed(_)) => {
-                    // There may be another pusher behind this one.
-                    self.inbox.frames_taken().notify_one();
-                    return false;
-                }
-                Err(Refused::Full(event)) => event,
-            };
+            if self.push_all(events) {
+                break;
+            }
             taken.await;
         }
+        if self.inbox.is_open() {
+            return true;
+        }
+        // There may be another pusher behind this one.
+        self.inbox.frames_taken().notify_one();
+        false
     }
 }

@@ -1,6 +1,6 @@
 //! What a driver needs of a log: one writer that appends and syncs, one reader that fetches old entries.
 //!
-//! The shipped one is `triune-storage`'s write-ahead log; [`super::MemLog`] stands in for it where nothing needs to
+//! The shipped one is `triune-storage`'s write-ahead log (`DriverLog::from(wal)`); [`super::MemLog`] stands in for it where nothing needs to
 //! survive the process.
 
 use std::error::Error;
@@ -72,7 +72,7 @@ pub trait LogRead: Send + 'static {
     ) -> Result<Option<Vec<Entry>>, LogError>;
 }
 
-/// Both ends of one log.
+/// Both ends of one log. Made from a [`triune_storage::Wal`], a [`super::MemLog`], or whatever else has two ends.
 pub struct DriverLog {
     /// For the log thread.
     pub writer: Box<dyn LogWrite>,

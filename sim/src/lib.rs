@@ -12,6 +12,7 @@ mod rng;
 mod runner;
 mod threads;
 mod trace;
+mod transport;
 
 pub use clock::{Clock, DRIFT_PPM_MAX, WALL_ORIGIN_MS};
 pub use counters::{Counters, NeverHappened};
@@ -22,3 +23,4 @@ pub use queue::EventQueue;
 pub use rng::{Ppm, Rng};
 pub use runner::{Plan, SeedFailure, SeedRun, Summary};
 pub use trace::{Trace, TraceHash, TraceHasher};
+pub use transport::{FRAME_BYTES_MAX, SimNetwork, SimTransport};

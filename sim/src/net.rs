@@ -387,6 +387,18 @@ impl Net {
         self.stats
     }
 
+    /// Frames under way on a channel from `from` to `to`.
+    pub fn under_way(&self, from: NodeId, to: NodeId, channel: Channel) -> u32 {
+        let link = self.links.get(&(from, to, channel.lane()));
+        link.and_then(|link| link.under_way.get(channel as usize)).copied().unwrap_or(0)
+    }
+
+    /// Frames under way from `from` to anybody.
+    pub fn frames_from(&self, from: NodeId) -> u32 {
+        let links = self.links.iter().filter(|((sender, _, _), _)| *sender == from);
+        links.flat_map(|(_, link)| link.under_way).sum()
+    }
+
     /// Whether both nodes are up and nothing blocks frames from `from` to `to`.
     pub fn reaches(&self, from: NodeId, to: NodeId) -> bool {
         let up = |node| self.nodes.get(&node).copied().unwrap_or(false);

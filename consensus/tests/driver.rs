@@ -428,6 +428,24 @@ fn a_full_queue_refuses_and_its_waiters_are_served_in_order() {
     }
 }
 
+#[test]
+fn a_thread_outside_any_runtime_can_wait_for_room() {
+    let (sink, go, said) = stuck_sink();
+    let config = DriverConfig { requests_max: 1, ..DriverConfig::default() };
+    let bench = Bench::start_with(Mood::Well, config, transport(), said, sink);
+    bench.ask(Ask::Say(0));
+    bench.expect(Said::Echo(0));
+    bench.ask(Ask::Say(1));
+    let handle = bench.handle.clone();
+    let waiter = std::thread::spawn(move || handle.request_blocking(Ask::Say(2)));
+    drop(go);
+    waiter.join().unwrap().unwrap();
+    bench.expect(Said::Echo(1));
+    bench.expect(Said::Echo(2));
+    bench.stop();
+    assert!(matches!(bench.handle.request_blocking(Ask::Say(3)), Err(RequestError::Stopped(_))));
+}
+
 /// Polls `future` once.
 async fn futures_once<F: Future>(mut future: std::pin::Pin<&mut F>) -> Option<F::Output> {
     std::future::poll_fn(|cx| match future.as_mut().poll(cx) {

@@ -1,7 +1,10 @@
 //! The embedder's end of a driver: requests in, the end reported.
 
 use std::fmt;
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::Thread;
 
 use tokio::sync::watch;
 use triune_transport::Transport;
@@ -77,6 +80,22 @@ impl<R: Send + 'static> DriverHandle<R> {
         self.inbox.request_wait(request).await.map_err(RequestError::Stopped)
     }
 
+    /// As [`DriverHandle::request_wait`], for threads outside any runtime: blocks this thread while the queue is full.
+    ///
+    /// # Errors
+    /// [`RequestError::Stopped`] only.
+    pub fn request_blocking(&self, request: R) -> Result<(), RequestError<R>> {
+        let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
+        let mut context = Context::from_waker(&waker);
+        let mut taken = pin!(self.request_wait(request));
+        loop {
+            if let Poll::Ready(result) = taken.as_mut().poll(&mut context) {
+                return result;
+            }
+            std::thread::park();
+        }
+    }
+
     /// Where a transport may push its events.
     pub fn event_sink(&self) -> EventSink {
         EventSink::new(Arc::clone(&self.inbox) as Arc<dyn PushEvent>)
@@ -126,6 +145,15 @@ impl<R: Send + 'static> DriverHandle<R> {
     /// What it has done so far.
     pub fn stats(&self) -> DriverStats {
         self.stats.read()
+    }
+}
+
+/// Wakes a thread that blocks.
+struct Unpark(Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
     }
 }
 

@@ -42,19 +42,33 @@
 
 mod disk;
 mod entry;
+#[cfg(feature = "file")]
+mod file;
 mod identity;
 mod ids;
 pub mod layout;
+#[cfg(feature = "file")]
+mod lossy;
 mod mem;
+#[cfg(feature = "redb")]
+mod redb_store;
 mod store;
 mod store_mem;
+#[cfg(all(test, feature = "file"))]
+mod testdir;
 mod wal;
 
 pub use disk::{Disk, DiskError, DiskFile, OpenMode};
 pub use entry::{Entry, Location, Run, Section, StreamBatch};
+#[cfg(feature = "file")]
+pub use file::{FileDisk, LockError};
 pub use identity::{Identity, IdentityError, ListedMember};
 pub use ids::{Epoch, Index, IoSeq, Position, StreamId};
+#[cfg(feature = "file")]
+pub use lossy::{DiskMode, DiskModeError, LossyDisk};
 pub use mem::{Fate, MemDisk, SECTOR};
+#[cfg(feature = "redb")]
+pub use redb_store::{RedbConfig, RedbStore};
 pub use store::{KeyRange, OrderedStore, StoreBatch, StoreError, StoreView, Table};
 pub use store_mem::MemStore;
 pub use wal::{

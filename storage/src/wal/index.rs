@@ -6,8 +6,10 @@
 //!  released       slots[0] … slots[n-1]            n = last - base
 //! ```
 //!
-//! 1. `slots[i]` is entry `base + 1 + i`. 2. Segments never fall along `slots` (holes aside), so the first one tells
-//! which segments a stream still needs. 3. `runs` covers exactly the slots that are no holes.
+//! 1. `slots[i]` is entry `base + 1 + i`.
+//! 2. Segments never fall along `slots` (holes aside), so the first one tells
+//!    which segments a stream still needs.
+//! 3. `runs` covers exactly the slots that are no holes.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;

@@ -61,6 +61,8 @@ pub enum Request {
     StoreFailed {
         /// The group.
         group: GroupId,
+        /// A value failed its checksum: the disk id must be retired, not only the process ended.
+        corrupt: bool,
     },
     /// An answer to [`Output::Snapshot`].
     Snapshot {
@@ -540,6 +542,12 @@ impl From<mvcc::RequestError> for KvError {
             mvcc::RequestError::KeyNotFound => Self::KeyNotFound,
             _ => Self::Unnamed,
         }
+    }
+}
+
+impl From<mvcc::NoRefusal> for KvError {
+    fn from(never: mvcc::NoRefusal) -> Self {
+        match never {}
     }
 }
 

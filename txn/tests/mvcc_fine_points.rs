@@ -670,6 +670,22 @@ fn a_future_watch_stays_in_the_future_over_a_snapshot() {
 }
 
 #[test]
+fn a_quiet_watch_is_not_cancelled_by_a_compaction_that_came_with_a_snapshot() {
+    let mut world = World::new();
+    let stream = world.watch(&wish("a", "", 0));
+    world.poll(stream);
+    for _ in 0..5 {
+        world.put("b", "1");
+    }
+    world.compact(5).unwrap();
+    world.flush();
+    world.store = open(&world.disk);
+    world.hub.resync(&world.store);
+    world.put("a", "1");
+    assert_eq!(events(&world.poll(stream)), ["+a@7"]);
+}
+
+#[test]
 fn filters_leave_out_a_kind() {
     let mut world = World::new();
     let no_put = world.watch(&WatchCreate { no_put: true, ..wish("a", "", 0) });

@@ -13,13 +13,15 @@
 
 mod common;
 
+use std::ops::Bound;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use common::{Answer, Model, Op, Rng};
-use triune_storage::{Index, MemStore, OrderedStore, Table};
+use triune_storage::{Index, MemStore, OrderedStore, StoreBatch, Table};
 use triune_txn::mvcc::{
-    Applied, ApplyError, ApplyResult, Event, FlushBatch, RangeError, RequestLimits, Store, StoreLimits, Tables,
-    check_txn,
+    Applied, ApplyError, ApplyResult, CompactOp, Event, FlushBatch, OpenError, PutOp, RangeError, RequestLimits, Store,
+    StoreLimits, Tables, check_txn,
 };
 
 const TABLES: Tables = Tables { revisions: Table(1), leases: Table(2), mark: Table(3) };
@@ -69,8 +71,48 @@ fn fingerprint(store: &Store) -> (Index, i64, i64, u64, u64, u32, String) {
     (applied, revision, compacted, store.digest(), store.approx_bytes(), hash, leases)
 }
 
+/// What is on disk, row by row.
+fn rows(disk: &MemStore) -> Vec<(Table, Bytes, Bytes)> {
+    let mut rows = Vec::new();
+    let view = disk.view().unwrap();
+    for table in [TABLES.revisions, TABLES.leases, TABLES.mark] {
+        let mut visit = |key: &[u8], value: &[u8]| {
+            rows.push((table, Bytes::copy_from_slice(key), Bytes::copy_from_slice(value)));
+            true
+        };
+        view.scan(table, (Bound::Unbounded, Bound::Unbounded), false, &mut visit).unwrap();
+    }
+    rows
+}
+
+/// With everything flushed and swept, the quota counts exactly the rows that are there.
+fn check_bytes(store: &Store, disk: &MemStore, seed: u64) {
+    if store.wants_flush() || !store.compaction_done() {
+        return;
+    }
+    let bytes = |(table, key, value): &(Table, Bytes, Bytes)| match *table {
+        table if table == TABLES.revisions => (key.len() + value.len()) as u64 + 32,
+        table if table == TABLES.leases => 64,
+        _ => 0,
+    };
+    let sum: u64 = rows(disk).iter().map(bytes).sum();
+    assert_eq!(store.approx_bytes(), sum, "seed {seed}: bytes for the quota");
+}
+
+/// A snapshot of what is on disk, installed elsewhere, is the state after the same index.
+fn check_snapshot(store: &Store, disk: &MemStore, seed: u64) {
+    if store.durable() != store.applied() {
+        return;
+    }
+    let other = Arc::new(MemStore::default());
+    let ops = rows(disk).into_iter().map(|(table, key, value)| (table, key, Some(value))).collect();
+    other.commit(StoreBatch { ops }).unwrap();
+    assert_eq!(fingerprint(&open(&other, StoreLimits::default())), fingerprint(store), "seed {seed}: a snapshot");
+}
+
 #[derive(Default)]
 struct Seen {
+    snapshots: u64,
     applied: u64,
     refused: u64,
     reads: u64,
@@ -135,6 +177,11 @@ fn run(seed: u64, steps: u64, seen: &mut Seen) {
             if rng.chance(95) {
                 store.flushed(flush.mark);
                 seen.flushes += 1;
+                check_bytes(&store, &disk, seed);
+                if rng.chance(5) {
+                    check_snapshot(&store, &disk, seed);
+                    seen.snapshots += u64::from(store.durable() == store.applied());
+                }
                 seen.sweeps_done += u64::from(model.compacted >= 0 && store.compaction_done());
             } else {
                 // The commit came through, the news of it did not: the crash is due now.
@@ -189,7 +236,73 @@ fn every_answer_equals_the_models_over_flushes_crashes_and_compactions() {
         seen.replayed,
         seen.sweeps_done
     );
-    for counter in [seen.refused, seen.compacted_reads, seen.flushes, seen.crashes, seen.replayed, seen.sweeps_done] {
+    for counter in [
+        seen.snapshots,
+        seen.refused,
+        seen.compacted_reads,
+        seen.flushes,
+        seen.crashes,
+        seen.replayed,
+        seen.sweeps_done,
+    ] {
         assert!(counter > 0, "a case was never met");
     }
+}
+
+#[test]
+fn what_is_not_a_store_is_refused_at_opening() {
+    let check = |table: Table, key: &'static [u8], value: &'static [u8], expected: OpenError| {
+        let disk = Arc::new(MemStore::default());
+        let ops = vec![(table, Bytes::from_static(key), Some(Bytes::from_static(value)))];
+        disk.commit(StoreBatch { ops }).unwrap();
+        let opened = Store::open(disk as Arc<dyn OrderedStore>, TABLES, StoreLimits::default());
+        assert_eq!(opened.err(), Some(expected));
+    };
+    check(TABLES.mark, b"mark", b"\xff", OpenError::Corrupt { table: 3 });
+    check(TABLES.mark, b"mark", b"\x08\x02", OpenError::Newer { found: 2, known: 1 });
+    check(TABLES.leases, b"short", b"", OpenError::Corrupt { table: 2 });
+    check(TABLES.revisions, b"short", b"", OpenError::Corrupt { table: 1 });
+    // A pair of a revision that the mark has not reached.
+    check(
+        TABLES.revisions,
+        b"\0\0\0\0\0\0\0\x02_\0\0\0\0\0\0\0\0",
+        b"\n\x01a\x20\x01",
+        OpenError::Corrupt { table: 1 },
+    );
+}
+
+#[test]
+#[should_panic(expected = "a batch is flushed once, in order")]
+fn a_batch_is_not_flushed_twice() {
+    let disk = Arc::new(MemStore::default());
+    let mut store = open(&disk, StoreLimits::default());
+    store.skip(Index(1));
+    let mark = store.take_flush().unwrap().mark;
+    assert_eq!(store.take_flush(), None, "one batch at a time");
+    store.flushed(mark);
+    store.flushed(mark);
+}
+
+#[test]
+fn an_idle_store_sweeps_to_the_end() {
+    let disk = Arc::new(MemStore::default());
+    let mut store = open(&disk, StoreLimits { sweep_keys_max: 3, ..StoreLimits::default() });
+    for index in 1..=100_u64 {
+        let key = Bytes::from(format!("key{}", index % 10));
+        store.apply_put(Index(index), &PutOp { key, ..PutOp::default() }).unwrap();
+    }
+    store.apply_compact(Index(101), &CompactOp { revision: 101, physical: true }).unwrap();
+    let mut calls = 0;
+    while store.wants_flush() {
+        if let Some(flush) = store.take_flush() {
+            disk.commit(flush.batch).unwrap();
+            store.flushed(flush.mark);
+        }
+        calls += 1;
+        assert!(calls < 100, "it never ends");
+    }
+    assert!(store.compaction_done());
+    let revisions = rows(&disk).iter().filter(|(table, ..)| *table == TABLES.revisions).count();
+    assert_eq!(revisions, 10);
+    assert_eq!(store.take_flush(), None);
 }

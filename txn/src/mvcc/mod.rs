@@ -17,7 +17,7 @@
 //!           hub.notify(&store, &applied.events)                  after each apply
 //! read      store.range(&RangeOp) -> Result<RangeResult, RangeError>; store.txn_read(&TxnOp); store.hash_kv(revision)
 //!           store.revision(), compacted(), digest(), approx_bytes(), leases()
-//! flush     store.take_flush() -> Option<FlushBatch{batch: StoreBatch, mark: FlushMark}>; commit; store.flushed(mark)
+//! flush     store.wants_flush(); store.take_flush() -> Option<FlushBatch{batch: StoreBatch, mark: FlushMark}>; commit; store.flushed(mark)
 //! watch     hub.open_stream() -> StreamKey; hub.create(stream, &store, &WatchCreate); hub.cancel(stream, &store, id);
 //!           hub.request_progress(stream); hub.tick_progress(&store); hub.ready() -> streams with something to send;
 //!           hub.poll(stream, &store, budget_bytes) -> Result<Vec<WatchResponse>, StoreError>; hub.close_stream(stream)

@@ -252,6 +252,15 @@ impl Store {
         self.durable.swept >= self.compacted
     }
 
+    /// Whether [`Store::take_flush`] has work: something to write, or a compaction to sweep. False while a batch is
+    /// out. A sweep goes on with the calls, so go on calling while this holds, be the store idle or not.
+    #[must_use]
+    pub fn wants_flush(&self) -> bool {
+        let changed = self.tail.has_pending() || self.leases.is_dirty() || self.applied != self.durable.applied;
+        let sweeping = self.sweep.at.is_some() || self.sweep.done != self.durable.swept;
+        self.in_flight.is_none() && (changed || sweeping)
+    }
+
     /// What a flusher has to commit, or `None` if there is nothing, or a batch is out. Ask between entries, never
     /// between two operations of one, at most every 100 ms or so. Each call also sweeps a slice of the compaction.
     pub fn take_flush(&mut self) -> Option<FlushBatch> {

@@ -27,7 +27,7 @@ use super::interval::{KeySpan, SpanIndex};
 use super::message::{CancelReason, StreamKey, WATCH_ID_NONE, WatchCreate, WatchId, WatchLimits, WatchResponse};
 use crate::mvcc::op::{KeyValue, Revision};
 use crate::mvcc::outcome::{Event, EventKind, Events};
-use crate::mvcc::store::{Change, Store};
+use crate::mvcc::store::{Change, Reader, Store};
 
 /// A watch's number in the hub, never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -293,8 +293,10 @@ impl WatcherHub {
         if wish.start_revision < 0 {
             return Err(CancelReason::Compacted);
         }
-        let key = if wish.key.is_empty() { Bytes::from_static(b"\0") } else { wish.key.clone() };
-        let span = KeySpan::new(key, wish.range_end.clone()).ok_or(CancelReason::EmptyRange)?;
+        // Copies: what the client sent may be a slice of something large.
+        let key = Bytes::copy_from_slice(if wish.key.is_empty() { b"\0" } else { &wish.key });
+        let end = Bytes::copy_from_slice(&wish.range_end);
+        let span = KeySpan::new(key, end).ok_or(CancelReason::EmptyRange)?;
         let state = self.streams.entry(stream).or_default();
         if state.watches.len() >= self.limits.stream_watches_max {
             return Err(CancelReason::TooMany);
@@ -601,8 +603,9 @@ impl<'a> Cuts<'a> {
             return Ok(Arc::clone(events));
         }
         let mut events = Vec::with_capacity(self.events.len());
+        let mut reader = self.store.reader();
         for event in self.events.iter() {
-            events.push(Event { prev_kv: prev_of(self.store, event)?, ..event.clone() });
+            events.push(Event { prev_kv: prev_of(self.store, &mut reader, event)?, ..event.clone() });
         }
         let events: Events = events.into();
         self.with_prev = Some(Arc::clone(&events));
@@ -611,12 +614,12 @@ impl<'a> Cuts<'a> {
 }
 
 /// The pair an event replaced, where the compaction left it.
-fn prev_of(store: &Store, event: &Event) -> Result<Option<KeyValue>, StoreError> {
+fn prev_of(store: &Store, reader: &mut Reader<'_>, event: &Event) -> Result<Option<KeyValue>, StoreError> {
     let before = event.kv.mod_revision - 1;
     if event.is_create() || before < store.compacted() {
         return Ok(None);
     }
-    store.reader().get(&event.kv.key, before)
+    reader.get(&event.kv.key, before)
 }
 
 /// A piece of history for one watch.
@@ -649,8 +652,9 @@ fn read_slice(watcher: &Watcher, store: &Store, limits: &WatchLimits) -> Result<
         true
     })?;
     if watcher.prev_kv {
+        let mut reader = store.reader();
         for event in &mut slice.events {
-            event.prev_kv = prev_of(store, event)?;
+            event.prev_kv = prev_of(store, &mut reader, event)?;
         }
     }
     Ok(slice)

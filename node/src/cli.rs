@@ -174,7 +174,7 @@ impl Settings {
             };
             let arg = Arg::new(key.path).long(key.flag).help(help).hide(!listed(key.scope));
             command = command.arg(if key.default == Some("false") {
-                arg.num_args(0..=1).require_equals(true).default_missing_value("true").hide_possible_values(true)
+                arg.num_args(0..=1).require_equals(true).default_missing_value("true").value_name("BOOL")
             } else {
                 arg.action(ArgAction::Set).value_name("VALUE")
             });

@@ -55,8 +55,7 @@ impl Connection {
         method: &'static str,
         message: Bytes,
     ) -> Result<R, CallError> {
-        let (mut send, mut frames) = self.stream(method, message).await?;
-        send.send_data(Bytes::new(), true)?;
+        let (_, mut frames) = self.open_stream(method, message, true).await?;
         let first = frames.next().await?;
         let rest = if first.is_some() { frames.next().await? } else { None };
         match (first, rest) {
@@ -71,6 +70,15 @@ impl Connection {
         method: &'static str,
         message: Bytes,
     ) -> Result<(SendStream<Bytes>, Frames), CallError> {
+        self.open_stream(method, message, false).await
+    }
+
+    async fn open_stream(
+        &self,
+        method: &'static str,
+        message: Bytes,
+        only: bool,
+    ) -> Result<(SendStream<Bytes>, Frames), CallError> {
         let sender = self.sender.borrow().clone();
         let sender = match sender {
             Some(sender) => sender,
@@ -80,7 +88,7 @@ impl Connection {
                 sender
             }
         };
-        let opened = open_stream(sender, &self.address, method, message).await;
+        let opened = call(sender, &self.address, method, message, only).await;
         if let Err(CallError::Connection(_)) = opened {
             *self.sender.borrow_mut() = None;
         }
@@ -104,11 +112,13 @@ async fn connect(address: &str) -> Result<SendRequest<Bytes>, CallError> {
     Ok(sender)
 }
 
-async fn open_stream(
+/// Sends head and message; `only` says that no other message will follow, in the same frame.
+async fn call(
     sender: SendRequest<Bytes>,
     address: &str,
     method: &'static str,
     message: Bytes,
+    only: bool,
 ) -> Result<(SendStream<Bytes>, Frames), CallError> {
     let uri = Uri::builder().scheme("http").authority(address).path_and_query(method).build();
     let request = Request::post(uri.map_err(|_| CallError::Malformed("address"))?)
@@ -118,7 +128,7 @@ async fn open_stream(
         .map_err(|_| CallError::Malformed("request"))?;
     let mut sender = sender.ready().await?;
     let (response, mut send) = sender.send_request(request, false)?;
-    send.send_data(message, false)?;
+    send.send_data(message, only)?;
     let response = response.await?;
     check_status(response.headers())?;
     Ok((send, Frames { body: response.into_body(), buffered: BytesMut::new() }))

@@ -61,3 +61,47 @@ pub fn retire(disk: &dyn Disk, disk_id: u64) -> Result<String, DiskError> {
     }
     Ok(target)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Identity, MemDisk, OpenMode};
+
+    fn populated() -> MemDisk {
+        let disk = MemDisk::new();
+        Identity::blank("m1", 0xAB).save(&disk).unwrap();
+        disk.open(LOCK, OpenMode::Create).unwrap();
+        for dir in [WAL.to_owned(), group_snapshots(0)] {
+            disk.create_dir_all(&dir).unwrap();
+            disk.open(&format!("{dir}/file"), OpenMode::Create).unwrap().sync().unwrap();
+            disk.sync_dir(&dir).unwrap();
+        }
+        disk.sync_dir("").unwrap();
+        disk
+    }
+
+    #[test]
+    fn retired_data_is_set_aside_whole_and_the_lock_stays() {
+        let disk = populated();
+        assert_eq!(retire(&disk, 0xAB).unwrap(), "retired-00000000000000ab");
+        assert_eq!(disk.list("").unwrap(), [LOCK, "retired-00000000000000ab"]);
+        assert_eq!(disk.list("retired-00000000000000ab").unwrap(), ["groups", "identity", "wal"]);
+        assert_eq!(disk.list("retired-00000000000000ab/groups/0/snap").unwrap(), ["file"]);
+        assert_eq!(Identity::load(&disk).unwrap(), None);
+    }
+
+    #[test]
+    fn interrupted_retirement_never_leaves_an_identity_without_its_log() {
+        for stop in 0..20 {
+            let disk = populated();
+            disk.cut_power_after(stop);
+            let done = retire(&disk, 0xAB).is_ok();
+            let disk = disk.power_loss(&mut |_| crate::Fate::Lost);
+            if Identity::load(&disk).unwrap().is_some() {
+                assert!(!done && disk.list(WAL).unwrap() == ["file"], "stop {stop}");
+            }
+            retire(&disk, 0xAB).unwrap();
+            assert!(disk.list(WAL).unwrap().is_empty() && disk.list(GROUPS).unwrap().is_empty(), "stop {stop}");
+        }
+    }
+}

@@ -1,4 +1,4 @@
-//! A directory of its own for each test, removed when it passes.
+//! A directory name of its own for each test, removed when it passes.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,7 +10,6 @@ impl TestDir {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let n = NEXT.fetch_add(1, Ordering::Relaxed);
         let path = std::env::temp_dir().join(format!("triune-storage-{name}-{}-{n}", std::process::id()));
-        std::fs::create_dir_all(&path).unwrap();
         Self(path)
     }
 

@@ -36,18 +36,18 @@ struct LossyPower {
 }
 
 impl LossyPower {
-    fn new(mode: &str, under: Arc<dyn Disk>, dir: Option<TestDir>) -> Box<dyn PowerLoss> {
+    fn over(mode: &str, under: Arc<dyn Disk>, dir: Option<TestDir>) -> Box<dyn PowerLoss> {
         let mode: DiskMode = mode.parse().unwrap();
         Box::new(Self { disk: mode.wrap(Arc::clone(&under)), under, mode, _dir: dir })
     }
 
     fn on_files(mode: &str) -> Box<dyn PowerLoss> {
         let dir = TestDir::new();
-        Self::new(mode, Arc::new(FileDisk::open(&dir.0).unwrap()), Some(dir))
+        Self::over(mode, Arc::new(FileDisk::open(&dir.0).unwrap()), Some(dir))
     }
 
     fn on_memory(mode: &str) -> Box<dyn PowerLoss> {
-        Self::new(mode, Arc::new(MemDisk::new()), None)
+        Self::over(mode, Arc::new(MemDisk::new()), None)
     }
 }
 

@@ -94,14 +94,12 @@ impl MemDisk {
             apply_name(&mut names, op);
         }
         let files: Vec<Image> = state.files.iter().map(|image| image.after_loss(&mut ask)).collect();
-        let after = State {
-            durable_names: names.clone(),
-            names,
-            dirs: state.dirs.clone(),
-            files,
-            capacity: state.capacity,
-            ..State::default()
-        };
+        let mut dirs = state.dirs.clone();
+        for path in names.keys() {
+            insert_parents(&mut dirs, parent(path));
+        }
+        let after =
+            State { durable_names: names.clone(), names, dirs, files, capacity: state.capacity, ..State::default() };
         Self { state: Arc::new(Mutex::new(after)) }
     }
 
@@ -245,6 +243,14 @@ fn apply_name(names: &mut BTreeMap<String, usize>, op: &NameOp) {
     }
 }
 
+fn insert_parents(dirs: &mut BTreeSet<String>, dir: &str) {
+    let mut path = dir;
+    while !path.is_empty() {
+        dirs.insert(path.to_owned());
+        path = parent(path);
+    }
+}
+
 fn parent(path: &str) -> &str {
     path.rsplit_once('/').map_or("", |(dir, _)| dir)
 }
@@ -301,11 +307,7 @@ impl Disk for MemDisk {
     fn create_dir_all(&self, dir: &str) -> Result<(), DiskError> {
         let mut state = self.lock();
         state.count(dir, "mkdir")?;
-        let mut path = dir;
-        while !path.is_empty() {
-            state.dirs.insert(path.to_owned());
-            path = parent(path);
-        }
+        insert_parents(&mut state.dirs, dir);
         Ok(())
     }
 

@@ -22,7 +22,7 @@ use super::{
     progress::{Progress, Sending, State},
     wire::RaftMsg,
 };
-use crate::{Effect, Effects, SnapshotEvent, SnapshotMark, SnapshotMeta, SnapshotOp};
+use crate::{Effect, Effects, Role, SnapshotEvent, SnapshotMark, SnapshotMeta, SnapshotOp};
 
 /// Chunks in flight to one follower.
 const CHUNKS_MAX: u64 = 4;
@@ -216,7 +216,7 @@ impl Raft {
             self.send(from, Channel::Bulk, RaftMsg::ChunkReply { term, position, upto }, self.after_hard(), out);
             return;
         }
-        if self.is_installing() || self.decline(from, &meta.mark, out) {
+        if self.is_installing() || self.decline(Some(from), &meta.mark, out) {
             return;
         }
         let empty = meta.bytes == 0;
@@ -229,13 +229,14 @@ impl Raft {
         self.send(from, Channel::Bulk, RaftMsg::ChunkReply { term, position, upto: 0 }, self.after_hard(), out);
     }
 
-    /// Whether the log already holds what the snapshot stands for; then the leader is told so.
-    fn decline(&mut self, leader: NodeId, mark: &SnapshotMark, out: &mut Effects<RaftMsg>) -> bool {
+    /// Whether the log already holds what the snapshot stands for; then the leader is told so. What stands above the
+    /// mark in such a log may be acknowledged, so it must not be cut, whether a leader is known or not.
+    fn decline(&mut self, leader: Option<NodeId>, mark: &SnapshotMark, out: &mut Effects<RaftMsg>) -> bool {
         if mark.position.index > self.commit && self.log.matches(mark.position) {
             self.commit_to(mark.position.index, out);
         }
         let held = mark.position.index <= self.commit;
-        if held {
+        if held && let Some(leader) = leader.filter(|leader| *leader != self.cfg.node) {
             self.confirm_to(leader, self.commit, out);
         }
         held
@@ -306,14 +307,12 @@ impl Raft {
             return;
         };
         let meta = incoming.meta.clone();
-        if let Some(leader) = self.leader
-            && self.decline(leader, &meta.mark, out)
-        {
+        if self.decline(self.leader, &meta.mark, out) {
             self.drop_incoming(out);
             return;
         }
-        if meta.mark.position.index <= self.commit {
-            self.drop_incoming(out);
+        if self.role != Role::Follower {
+            // A candidate was promised votes for the log it has.
             return;
         }
         if let Some(incoming) = self.incoming.as_mut() {

@@ -50,8 +50,13 @@ impl Raft {
         if *index > self.commit || config.is_joint() || lead.change.is_some() || self.transfer.is_some() {
             return Err(AdminError::InProgress);
         }
+        // One that never answered this leader, or not lately, would be a dead voter, however short the log is.
         let caught_up = |node: &NodeId| {
-            lead.peers.get(node).is_some_and(|peer| peer.matched.0 + self.cfg.promote_lag_max >= self.commit.0)
+            lead.peers.get(node).is_some_and(|peer| {
+                peer.matched > Index::ZERO
+                    && peer.matched.0 + self.cfg.promote_lag_max >= self.commit.0
+                    && self.now.since(peer.heard_at) < self.cfg.election_min
+            })
         };
         let mut next = config.clone();
         match change {
@@ -124,9 +129,11 @@ impl Raft {
             members.extend(old.members());
         }
         if let Some(lead) = self.lead.as_mut() {
+            // A peer that joins later is probed with the last entry at once: there may be no next one for long.
+            let known = if last < lead.first { last } else { last.prev() };
             lead.peers.retain(|node, _| members.contains(node));
             for node in members.into_iter().filter(|node| *node != me) {
-                lead.peers.entry(node).or_insert_with(|| Progress::new(last, now));
+                lead.peers.entry(node).or_insert_with(|| Progress::new(known, now));
             }
         }
     }

@@ -172,7 +172,7 @@ impl Raft {
     fn is_sticky(&self) -> bool {
         self.role == Role::Leader
             || self.now < self.no_vote_before
-            || (self.leader.is_some() && self.now.since(self.leader_heard_at) < self.cfg.election_min)
+            || self.leader_heard_at.is_some_and(|at| self.now.since(at) < self.cfg.election_min)
     }
 
     /// A message of a newer term: whether to go on with it, after following it into that term where that is due.
@@ -208,9 +208,17 @@ impl Raft {
         }
     }
 
-    pub(super) fn on_vote(&mut self, from: NodeId, term: Epoch, last: Position, out: &mut Effects<RaftMsg>) {
+    pub(super) fn on_vote(
+        &mut self,
+        from: NodeId,
+        term: Epoch,
+        last: Position,
+        transfer: bool,
+        out: &mut Effects<RaftMsg>,
+    ) {
         let free = self.vote.is_none_or(|node| node == from) && self.leader.is_none();
-        let granted = term == self.term && free && last >= self.log.last() && !self.amnesia;
+        let promised = self.is_sticky() && !transfer;
+        let granted = term == self.term && free && !promised && last >= self.log.last() && !self.amnesia;
         if granted {
             if self.vote.is_none() {
                 self.vote = Some(from);

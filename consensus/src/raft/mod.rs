@@ -65,7 +65,8 @@ pub struct Raft {
     role: Role,
     /// Who leads `term`. Invariant: once known, it stays for the term, unless forgotten.
     leader: Option<NodeId>,
-    leader_heard_at: Nanos,
+    /// When a leader was last heard, of whichever term: the promise of silence outlives the term.
+    leader_heard_at: Option<Nanos>,
     /// With lease reads: a restarted replica does not know whom it promised its silence.
     no_vote_before: Nanos,
     election_at: Nanos,
@@ -279,7 +280,7 @@ impl Protocol for Raft {
             vote,
             role: Role::Follower,
             leader: None,
-            leader_heard_at: Nanos::ZERO,
+            leader_heard_at: None,
             no_vote_before,
             election_at: Nanos::ZERO,
             votes: BTreeMap::new(),
@@ -389,7 +390,7 @@ impl Raft {
         match msg {
             RaftMsg::PreVote { term, last } => self.on_pre_vote(from, term, last, out),
             RaftMsg::PreVoteReply { term, granted } => self.on_pre_vote_reply(from, term, granted, out),
-            RaftMsg::Vote { term, last, transfer: _ } => self.on_vote(from, term, last, out),
+            RaftMsg::Vote { term, last, transfer } => self.on_vote(from, term, last, transfer, out),
             RaftMsg::VoteReply { term, granted } => self.on_vote_reply(from, term, granted, out),
             RaftMsg::Append { term, prev, commit, matched, entries } => {
                 self.on_append(from, term, prev, commit, matched, entries, out);

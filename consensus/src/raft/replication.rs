@@ -311,7 +311,7 @@ impl Raft {
             return false;
         }
         self.become_follower(term, Some(from), out);
-        self.leader_heard_at = self.now;
+        self.leader_heard_at = Some(self.now);
         self.restart_election_timer();
         if self.log.last().index < matched && !self.amnesia {
             tracing::error!(?matched, last = ?self.log.last(), "this disk lost entries that it had confirmed");

@@ -138,6 +138,7 @@ impl Raft {
         // The barrier: nothing of an older term commits before an entry of this one does (thesis 3.6.2, 6.4).
         let position = Position { epoch: self.term, index: self.log.last().index.next() };
         self.append(Entry { position, kind: EntryKind::Barrier as u8, ..Entry::default() });
+        self.settle_transfer(out);
         self.adopt_reads();
         self.broadcast_heartbeat(out);
         self.advance_commit(out);

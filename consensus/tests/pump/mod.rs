@@ -109,6 +109,13 @@ impl Pump {
         panic!("the cluster does not come to rest");
     }
 
+    /// Delivers what is in flight and chosen, once; all else stays in flight.
+    pub fn settle_only(&mut self, chosen: impl Fn(&Flying) -> bool) {
+        let (now, later): (Vec<_>, Vec<_>) = std::mem::take(&mut self.net).into_iter().partition(chosen);
+        self.net.extend(later);
+        now.into_iter().for_each(|flying| self.deliver(flying));
+    }
+
     /// Lets time pass: every deadline up to `span` from now fires, and everything settles after each.
     pub fn pass(&mut self, span: Nanos) {
         let end = self.now.after(span);

@@ -299,6 +299,10 @@ fn an_idle_store_sweeps_to_the_end() {
             store.flushed(flush.mark);
         }
         calls += 1;
+        if calls == 2 {
+            store = open(&disk, StoreLimits { sweep_keys_max: 3, ..StoreLimits::default() });
+            assert!(!store.compaction_done(), "a restart in the middle goes on with it");
+        }
         assert!(calls < 100, "it never ends");
     }
     assert!(store.compaction_done());

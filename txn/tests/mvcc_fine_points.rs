@@ -280,6 +280,20 @@ fn an_unknown_lease_is_told_before_a_missing_key_but_not_in_a_transaction() {
     assert_eq!(world.txn(&success(vec![Request::Put(op)])), Err(TxnError::KeyNotFound));
 }
 
+/// etcd 3.4.23 lets this pass its checks and then panics on every member.
+#[test]
+fn a_put_that_keeps_what_its_own_transaction_deleted_keeps_it() {
+    let mut world = World::new();
+    world.put("a", "1");
+    let keep = PutOp { ignore_value: true, prev_kv: true, ..put("a", "") };
+    let op = success(vec![Request::DeleteRange(delete("a", "\0")), Request::Put(keep)]);
+    let result = world.txn(&op).unwrap();
+    let OpResult::Put(put) = &result.responses[1] else { panic!("{result:?}") };
+    assert_eq!(put.prev_kv, None);
+    let kv = world.store.range(&range("a", "")).unwrap().kvs.remove(0);
+    assert_eq!((text(&kv.value), kv.create_revision, kv.version), ("1".to_owned(), 3, 1));
+}
+
 // Ranges.
 
 #[test]

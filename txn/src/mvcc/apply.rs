@@ -174,12 +174,16 @@ impl Store {
             None
         };
         let (mut value, mut lease) = (op.value.clone(), op.lease);
-        if let Some(previous) = &previous {
-            if op.ignore_value {
-                value = previous.value.clone();
-            }
-            if op.ignore_lease {
-                lease = previous.lease;
+        if op.ignore_value || op.ignore_lease {
+            // The key was there before the transaction, that was checked. A step of it may have deleted the key since
+            // (etcd lets a deletion to the end of the keyspace pass, and then dies here): what was there is kept.
+            let kept = match &previous {
+                Some(previous) => Some(previous.clone()),
+                None => self.reader().get(&op.key, write.main() - 1)?,
+            };
+            if let Some(kept) = kept {
+                value = if op.ignore_value { kept.value } else { value };
+                lease = if op.ignore_lease { kept.lease } else { lease };
             }
         }
         self.write_put(write, op.key.clone(), value, lease);

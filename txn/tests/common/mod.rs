@@ -214,12 +214,13 @@ impl Model {
             value: op.value.clone(),
             lease: op.lease,
         };
-        if let Some(old) = &old {
+        // What a step before deleted counts as there, for who wants to keep it.
+        if let Some(kept) = old.clone().or_else(|| self.state_at(main - 1).remove(&op.key)) {
             if op.ignore_value {
-                kv.value = old.value.clone();
+                kv.value = kept.value;
             }
             if op.ignore_lease {
-                kv.lease = old.lease;
+                kv.lease = kept.lease;
             }
         }
         self.versions.push((main, EventKind::Put, kv));

@@ -1,7 +1,7 @@
 //! `triune bench etcd`: load for any server that speaks the etcd v3 API, ours or another's.
 //!
 //! One thread, so that it takes little of the cores it shares with the servers: requests are encoded by hand-fed
-//! prost and sent on bare HTTP/2 streams ([`wire`]). A closed loop keeps `--clients` requests in flight. An open loop
+//! prost and sent on bare HTTP/2 streams (`wire`). A closed loop keeps `--clients` requests in flight. An open loop
 //! (`--rate`) has a due time for every request, and latency counts from it: a server that stalls is charged for the
 //! requests that had to wait (no coordinated omission). What the timer of this process oversleeps is not charged.
 //!

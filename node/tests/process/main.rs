@@ -1,7 +1,7 @@
 //! Three real processes under `kill -9`, SIGSTOP and the death of all at once, while 32 clients write: nothing that
 //! was acknowledged is lost, and what everybody saw fits into one order.
 //!
-//! The short form runs in every `cargo test`; `TRIUNE_FULL=1` runs 50,000 requests and 20 faults. With
+//! The short form runs in every `cargo test`; `TRIUNE_FULL=1` runs 55,000 requests and 20 faults. With
 //! `TRIUNE_PROCESS_SERVER=etcd` the same runs against Debian's etcd, which proves the test on a server known to be
 //! good. `TRIUNE_SEED` repeats the choice of requests and faults; what the machine interleaves it does not repeat.
 
@@ -66,7 +66,7 @@ fn run(server: Server) -> Result<(), Violation> {
         Err(_) => server,
     };
     let full = std::env::var_os("TRIUNE_FULL").is_some();
-    let (requests, faults) = if full { (50_000, 20) } else { (4_000, 4) };
+    let (requests, faults) = if full { (55_000, 20) } else { (4_000, 4) };
     let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").subsec_nanos();
     let seed = std::env::var("TRIUNE_SEED").map_or(now.into(), |seed| seed.parse().expect("TRIUNE_SEED is a number"));
     eprintln!("{server:?}: {requests} requests, {faults} faults, TRIUNE_SEED={seed}");
@@ -91,10 +91,10 @@ async fn load_and_check(mut cluster: Cluster, requests: usize, faults: usize, se
     cluster.check_running();
     let survey = survey::take(&cluster, &shared.channels).await.map_err(Violation::Contradiction)?;
     let records = shared.records.take();
+    let summary = order::check(&records, &survey.events, &shared.expiring.borrow())?;
     if let Some(lost) = shared.lost_leases.borrow().first() {
         return Err(Violation::LostWrite(lost.clone()));
     }
-    let summary = order::check(&records, &survey.events, &shared.expiring.borrow())?;
     survey.check_end().map_err(Violation::Contradiction)?;
     let linear = linear::check(&records, &summary, &survey.events).map_err(Violation::Contradiction)?;
     eprintln!(

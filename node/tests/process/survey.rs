@@ -15,18 +15,22 @@ use triune_node::pb::{
 
 use super::{cluster::Cluster, model::Model};
 
-/// What all members agree on.
+/// What the first member holds, and whether the others hold the same.
 pub struct Survey {
     /// The watch from revision 1.
     pub events: Vec<Event>,
     keys: Vec<KeyValue>,
+    agreement: Result<(), String>,
 }
+
+/// Events, keys and hash of one member.
+type Held = (Vec<Event>, Vec<KeyValue>, u32);
 
 /// Waits until every member answers a linearizable read; fails if one does not in time, or has exited.
 pub async fn await_service(cluster: &mut Cluster, channels: &[Channel]) {
     let patience = Instant::now() + SERVICE_MAX;
     for (at, channel) in channels.iter().enumerate() {
-        while read(channel, "probe", false).await.is_err() {
+        while read(channel, "probe").await.is_err() {
             cluster.check_running();
             let dir = cluster.dir().display().to_string();
             assert!(Instant::now() < patience, "member {at} does not serve; see {dir}:\n{}", cluster.log_tail(at));
@@ -39,7 +43,7 @@ pub async fn await_service(cluster: &mut Cluster, channels: &[Channel]) {
 pub async fn take(cluster: &Cluster, channels: &[Channel]) -> Result<Survey, String> {
     let patience = Instant::now() + EXPIRY_MAX;
     let revision = loop {
-        match read(&channels[0], "x/", false).await {
+        match read(&channels[0], "x/").await {
             Ok(left) if left.count == 0 => break left.header.unwrap_or_default().revision,
             _ if Instant::now() > patience => return Err("short leases do not run out".to_owned()),
             _ => tokio::time::sleep(POLL).await,
@@ -51,22 +55,30 @@ pub async fn take(cluster: &Cluster, channels: &[Channel]) -> Result<Survey, Str
         let survey = survey.unwrap_or_else(|_| Err("no answer in time".to_owned()));
         surveys.push(survey.map_err(|error| format!("member {at}: {error}; its log: {}", cluster.log_tail(at)))?);
     }
-    let (events, keys, hash) = surveys.swap_remove(0);
-    for (at, (other_events, other_keys, other_hash)) in surveys.into_iter().enumerate() {
-        if let Some((one, other)) = events.iter().zip(&other_events).find(|(one, other)| one != other) {
-            return Err(format!("the histories of members differ ({at}): {one:?} and {other:?}"));
+    let agreement = agreement(&surveys);
+    let (events, keys, _) = surveys.swap_remove(0);
+    Ok(Survey { events, keys, agreement })
+}
+
+/// Whether all members hold the same history, keys and hash.
+fn agreement(surveys: &[Held]) -> Result<(), String> {
+    for pair in surveys.windows(2) {
+        let ((events, keys, hash), (other_events, other_keys, other_hash)) = (&pair[0], &pair[1]);
+        if let Some((one, other)) = events.iter().zip(other_events).find(|(one, other)| one != other) {
+            return Err(format!("the histories of members differ: {one:?} and {other:?}"));
         }
         let lengths = (events.len(), other_events.len());
         if lengths.0 != lengths.1 || keys != other_keys || hash != other_hash {
-            return Err(format!("members differ ({at}): events {lengths:?}, hashes {:?}", (hash, other_hash)));
+            return Err(format!("members differ: events {lengths:?}, hashes {:?}", (hash, other_hash)));
         }
     }
-    Ok(Survey { events, keys })
+    Ok(())
 }
 
 impl Survey {
-    /// The keys must be what the events make of the empty store.
+    /// All members must hold the same, and the keys must be what the events make of the empty store.
     pub fn check_end(&self) -> Result<(), String> {
+        self.agreement.clone()?;
         let mut model = Model::new();
         for revision in self.events.chunk_by(|one, other| mod_revision(one) == mod_revision(other)) {
             model.advance(revision)?;
@@ -76,7 +88,7 @@ impl Survey {
     }
 }
 
-async fn of_member(channel: &Channel, revision: i64) -> Result<(Vec<Event>, Vec<KeyValue>, u32), String> {
+async fn of_member(channel: &Channel, revision: i64) -> Result<Held, String> {
     let events = watch_until(channel, revision).await?;
     let all = RangeRequest {
         key: Bytes::from_static(b"\0"),
@@ -114,9 +126,10 @@ async fn watch_until(channel: &Channel, revision: i64) -> Result<Vec<Event>, Str
     Ok(events)
 }
 
-async fn read(channel: &Channel, prefix: &str, serializable: bool) -> Result<RangeResponse, tonic::Status> {
+/// A linearizable read of all keys that begin so.
+async fn read(channel: &Channel, prefix: &str) -> Result<RangeResponse, tonic::Status> {
     let (key, range_end) = (Bytes::from(prefix.to_owned()), Bytes::from(format!("{prefix}\u{7f}")));
-    let request = RangeRequest { key, range_end, serializable, ..RangeRequest::default() };
+    let request = RangeRequest { key, range_end, ..RangeRequest::default() };
     let mut client = KvClient::new(channel.clone());
     let answer = tokio::time::timeout(READ_MAX, client.range(request)).await;
     Ok(answer.map_err(|_| tonic::Status::deadline_exceeded("no answer in time"))??.into_inner())

@@ -222,7 +222,7 @@ fn crash(
 #[test]
 fn every_answer_equals_the_models_over_flushes_crashes_and_compactions() {
     let mut seen = Seen::default();
-    for seed in 1..=60 {
+    for seed in common::seeds(60) {
         run(seed, 250, &mut seen);
     }
     println!(

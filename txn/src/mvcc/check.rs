@@ -120,9 +120,27 @@ impl History {
     /// The first violation found.
     pub fn check(&self, record: &Recorded, known: Known) -> Result<(), Violation> {
         check_order(record)?;
+        self.check_unique(record)?;
         check_atomic(record)?;
         check_bookmarkable(record)?;
         self.check_events(record, known)
+    }
+
+    /// A transaction may delete, write and delete a key: twice is too often only where history has it once.
+    fn check_unique(&self, record: &Recorded) -> Result<(), Violation> {
+        let mut seen: BTreeMap<(Revision, &Bytes, bool), usize> = BTreeMap::new();
+        for event in came(record) {
+            let revision = event.kv.mod_revision;
+            let times = seen.entry((revision, &event.kv.key, event.kind == EventKind::Put)).or_default();
+            *times += 1;
+            let from = self.events.partition_point(|past| past.event.kv.mod_revision < revision);
+            let of_revision = self.events.iter().skip(from).take_while(|past| past.event.kv.mod_revision == revision);
+            let same = |past: &&Past| past.event.kv.key == event.kv.key && past.event.kind == event.kind;
+            if *times > of_revision.filter(same).count().max(1) {
+                return Err(Violation::Unique(revision));
+            }
+        }
+        Ok(())
     }
 
     /// Compares what came with what should have come: filter, reliable, resumable, prev-kv, is-create, complete.
@@ -200,19 +218,11 @@ fn wanted(record: &Recorded, event: &Event) -> bool {
 
 fn check_order(record: &Recorded) -> Result<(), Violation> {
     let mut last = 0;
-    let mut of_last: Vec<(&Bytes, EventKind)> = Vec::new();
     for event in came(record) {
         let revision = event.kv.mod_revision;
         if revision < last {
             return Err(Violation::Ordered(revision));
         }
-        if revision > last {
-            of_last.clear();
-        }
-        if of_last.contains(&(&event.kv.key, event.kind)) {
-            return Err(Violation::Unique(revision));
-        }
-        of_last.push((&event.kv.key, event.kind));
         last = revision;
     }
     Ok(())

@@ -34,6 +34,14 @@ impl Rng {
     }
 }
 
+/// The seeds of a run: `1..=default`, or as many as `MVCC_SEEDS` says, or those from `MVCC_SEED` on.
+pub fn seeds(default: u64) -> std::ops::Range<u64> {
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    let count = number("MVCC_SEEDS").unwrap_or(default);
+    let first = number("MVCC_SEED").unwrap_or(1);
+    first..first + count
+}
+
 #[derive(Clone, Debug, PartialEq)]
 pub enum Op {
     Put(PutOp),

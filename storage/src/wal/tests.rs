@@ -328,6 +328,26 @@ fn power_lost_while_opening_loses_nothing() {
 }
 
 #[test]
+fn what_an_opening_found_in_a_cache_is_durable_when_it_returns() {
+    for seed in 0..60 {
+        let mut rng = Rng(seed);
+        let mut bench = Bench::new();
+        script(&mut bench, seed, 20).unwrap();
+        for _ in 0..rng.below(6) {
+            let batch = bench.batch(&mut rng);
+            bench.append(&[batch]).unwrap();
+        }
+        // The process dies, the machine lives: the next one reads bytes that no device has yet. Then the power fails.
+        let Bench { disk, wal, now, .. } = bench;
+        drop(wal);
+        let (wal, told) = open(&disk).unwrap();
+        assert!(matches(&now, &now, &wal, &told), "seed {seed}: a dead process loses nothing it wrote");
+        let (_, recovered) = open(&disk.power_loss(&mut |_| Fate::Lost)).unwrap();
+        assert_eq!(told.streams, recovered.streams, "seed {seed}");
+    }
+}
+
+#[test]
 fn any_failed_call_poisons_and_nothing_acknowledged_is_lost() {
     let mut failures = 0;
     for seed in [5, 6] {

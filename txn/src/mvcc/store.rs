@@ -252,8 +252,9 @@ impl Store {
         self.durable.swept >= self.compacted
     }
 
-    /// Whether [`Store::take_flush`] has work: something to write, or a compaction to sweep. False while a batch is
-    /// out. A sweep goes on with the calls, so go on calling while this holds, be the store idle or not.
+    /// Whether [`Store::take_flush`] has a batch: something to write, or a compaction to sweep, be it that a slice found
+    /// nothing to remove. False while a batch is out. A sweep goes on with the calls, so go on calling while this holds,
+    /// be the store idle or not.
     #[must_use]
     pub fn wants_flush(&self) -> bool {
         let changed = self.tail.has_pending() || self.leases.is_dirty() || self.applied != self.durable.applied;
@@ -262,17 +263,13 @@ impl Store {
     }
 
     /// What a flusher has to commit, or `None` if there is nothing, or a batch is out. Ask between entries, never
-    /// between two operations of one, at most every 100 ms or so. Each call also sweeps a slice of the compaction.
+    /// between two operations of one, at most every 100 ms or so. Each batch also sweeps a slice of the compaction.
     pub fn take_flush(&mut self) -> Option<FlushBatch> {
-        if self.in_flight.is_some() {
+        if !self.wants_flush() {
             return None;
         }
         let mut doomed = Vec::new();
         let swept = self.sweep_slice(&mut doomed);
-        let changed = self.tail.has_pending() || self.leases.is_dirty() || !doomed.is_empty();
-        if !changed && self.applied == self.durable.applied && swept == self.durable.swept {
-            return None;
-        }
         let mut ops = Vec::new();
         let table = self.tables.revisions;
         for change in self.tail.depart() {

@@ -41,7 +41,11 @@ pub use self::types::{
 };
 use crate::{Disk, DiskError, Epoch, Index, IoSeq, Position, StreamBatch, StreamId};
 
-/// The log's one writer. See the [module's](self) promises.
+/// The log's one writer.
+///
+/// A batch is recovered whole or not at all, or reported as faulty; what [`sync`](Self::sync) covered is recovered or
+/// reported as faulty, but for the last batch before a power loss if damage hits it too (policy `watermark`); what an
+/// opening cut never comes back.
 pub struct Wal {
     disk: Arc<dyn Disk>,
     dir: String,

@@ -4,7 +4,7 @@
 //! 2. At most one configuration is uncommitted, and none is proposed before this leader committed in its own term
 //!    (the 2015 single-server bug).
 //! 3. While joint, both majorities decide everything; when the joint entry commits, the leader leaves it by itself.
-//! 4. A removed replica keeps receiving the log until its removal commits.
+//! 4. A removed replica keeps receiving the log until its removal commits, and that commit is the last it is told.
 
 use std::collections::BTreeSet;
 
@@ -140,6 +140,7 @@ impl Raft {
 
     /// The commit passed a configuration: leave joint, answer, step down where removed.
     pub(super) fn on_config_committed(&mut self, out: &mut Effects<RaftMsg>) {
+        self.tell_leaving(out);
         self.follow_configuration();
         let (index, config) = self.configs.latest();
         let (index, joint, voter) = (*index, config.is_joint(), config.is_voter(self.cfg.node));
@@ -160,6 +161,17 @@ impl Raft {
         if !voter {
             self.leave(out);
         }
+    }
+
+    /// Tells those whose removal just committed so, that they campaign no more. Once: nobody depends on it.
+    fn tell_leaving(&mut self, out: &mut Effects<RaftMsg>) {
+        let Some(mut lead) = self.lead.take() else {
+            return;
+        };
+        for (&node, peer) in lead.peers.iter_mut().filter(|(node, _)| !self.config().contains(**node)) {
+            self.tell_commit(node, peer, out);
+        }
+        self.lead = Some(lead);
     }
 
     /// This leader is removed: it tells the rest what is committed, names a successor and steps down.

@@ -143,7 +143,7 @@ impl Raft {
         self.send(node, Channel::Log, msg, IoSeq::NONE, out);
     }
 
-    fn tell_commit(&self, node: NodeId, peer: &mut Progress, out: &mut Effects<RaftMsg>) {
+    pub(super) fn tell_commit(&self, node: NodeId, peer: &mut Progress, out: &mut Effects<RaftMsg>) {
         if peer.state == State::Replicate
             && peer.commit_told < self.commit
             && let Some(prev) = self.log.position_at(peer.next.prev())

@@ -14,16 +14,16 @@
 //! 2. Nothing in `snap/` survives a start: all of it can be made or asked for again.
 
 use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use bytes::Bytes;
 use triune_consensus::{Position, SnapshotEvent, SnapshotMeta, SnapshotOp};
-use triune_storage::{
-    Disk, DiskError, DiskFile, OpenMode, OrderedStore, StoreBatch, StoreError, layout,
-};
+use triune_storage::{Disk, DiskError, DiskFile, OpenMode, OrderedStore, StoreBatch, StoreError, layout};
 use triune_transport::GroupId;
 
 use crate::doors::Port;
@@ -54,8 +54,23 @@ pub(super) enum Job {
 /// The thread, and the way to it.
 #[derive(Debug)]
 pub(super) struct StoreThread {
-    jobs: Option<SyncSender<Job>>,
+    jobs: Option<Jobs>,
+    abandon: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
+}
+
+/// The way to the thread. It ends when the last of them is dropped.
+#[derive(Clone, Debug)]
+pub(super) struct Jobs(SyncSender<Job>);
+
+impl Jobs {
+    /// Queues a job; never waits. A full queue means a disk that stands still: the job is dropped, and what waits for
+    /// it times out as it would for a lost message.
+    pub(super) fn push(&self, job: Job) {
+        if let Err(TrySendError::Full(job)) = self.0.try_send(job) {
+            tracing::warn!(?job, "store thread is behind, job dropped");
+        }
+    }
 }
 
 impl StoreThread {
@@ -75,23 +90,29 @@ impl StoreThread {
             groups.insert(group, Group::new(group, Arc::clone(&disk), store)?);
         }
         let (jobs, waiting) = sync_channel(JOBS_MAX);
-        let worker = Worker { groups, open, port };
-        let thread = std::thread::Builder::new().name(format!("{name}-store")).spawn(move || worker.run(&waiting))?;
-        Ok(Self { jobs: Some(jobs), thread: Some(thread) })
+        let abandon = Arc::new(AtomicBool::new(false));
+        let worker = Worker { groups, open, port: Arc::clone(&port), abandon: Arc::clone(&abandon) };
+        let thread = std::thread::Builder::new().name(format!("{name}-store")).spawn(move || {
+            if catch_unwind(AssertUnwindSafe(|| worker.run(&waiting))).is_err() {
+                let _ended = port.request_wait(Request::StoreFailed { group: GroupId(0), corrupt: false });
+            }
+        })?;
+        Ok(Self { jobs: Some(Jobs(jobs)), abandon, thread: Some(thread) })
     }
 
-    /// Queues a job; never waits. A full queue means a disk that stands still: the job is dropped, and what waits for
-    /// it times out as it would for a lost message.
-    pub(super) fn push(&self, job: Job) {
-        match self.jobs.as_ref().map(|jobs| jobs.try_send(job)) {
-            Some(Err(TrySendError::Full(job))) => tracing::warn!(?job, "store thread is behind, job dropped"),
-            Some(Ok(()) | Err(TrySendError::Disconnected(_))) | None => {}
-        }
+    /// The way to it.
+    ///
+    /// # Panics
+    /// After [`StoreThread::stop`].
+    pub(super) fn jobs(&self) -> Jobs {
+        self.jobs.clone().expect("it was not stopped")
     }
 
-    /// Lets it finish what was asked, and waits for it.
-    pub(super) fn stop(&mut self) {
+    /// Lets it finish what was asked, or (not in good `order`) only what it is at, and waits for it. All other ways to
+    /// it must be dropped before.
+    pub(super) fn stop(&mut self, order: bool) {
         self.jobs = None;
+        self.abandon.store(!order, Ordering::Release);
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
@@ -104,20 +125,24 @@ struct Worker {
     groups: BTreeMap<GroupId, Group>,
     open: Arc<OpenStore>,
     port: Arc<dyn Port>,
+    abandon: Arc<AtomicBool>,
 }
 
 impl Worker {
     fn run(mut self, jobs: &Receiver<Job>) {
         while let Ok(job) = jobs.recv() {
+            if self.abandon.load(Ordering::Acquire) {
+                return;
+            }
             let (Job::Flush { group, .. } | Job::Snapshot { group, .. }) = &job;
             let group = *group;
             let Some(state) = self.groups.get_mut(&group) else { continue };
             let answer = match job {
-                Job::Flush { batch, mark, .. } => match state.flush(&batch) {
+                Job::Flush { batch, mark, .. } => match state.flush(&batch, &self.abandon) {
                     Ok(()) => Some(Request::Flushed { group, mark }),
                     Err(error) => {
                         tracing::error!(%group, %error, "flush failed");
-                        Some(Request::StoreFailed { group })
+                        Some(Request::StoreFailed { group, corrupt: matches!(error, StoreError::Corrupt { .. }) })
                     }
                 },
                 Job::Snapshot { op, .. } => {
@@ -168,10 +193,10 @@ impl Group {
     }
 
     /// Commits; a full disk is waited for, since nothing is harmed by it.
-    fn flush(&self, batch: &StoreBatch) -> Result<(), StoreError> {
+    fn flush(&self, batch: &StoreBatch, abandon: &AtomicBool) -> Result<(), StoreError> {
         loop {
             match self.store.commit(batch.clone()) {
-                Err(StoreError::Disk(DiskError::NoSpace { path })) => {
+                Err(StoreError::Disk(DiskError::NoSpace { path })) if !abandon.load(Ordering::Acquire) => {
                     tracing::warn!(path, "disk full, the flush waits");
                     std::thread::sleep(SPACE_RETRY);
                 }

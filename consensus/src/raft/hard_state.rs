@@ -93,6 +93,7 @@ impl ConfigStack {
     }
 
     /// The newest at or below `index`.
+    #[cfg(feature = "mutants")]
     pub(super) fn at(&self, index: Index) -> &(Index, Configuration) {
         self.0.iter().rev().find(|(at, _)| *at <= index).unwrap_or_else(|| self.oldest())
     }
@@ -102,6 +103,7 @@ impl ConfigStack {
         self.0.iter().rev().nth(1).map(|(_, config)| config)
     }
 
+    #[cfg(feature = "mutants")]
     fn oldest(&self) -> &(Index, Configuration) {
         self.0.first().expect("the stack is never empty")
     }

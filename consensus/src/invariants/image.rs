@@ -18,6 +18,8 @@ pub struct Image {
     pub state: Option<Bytes>,
     /// The newest write it contains.
     pub seq: IoSeq,
+    /// What the state machine durably holds beside the log.
+    pub applied: Position,
 }
 
 impl Image {
@@ -63,9 +65,9 @@ impl Image {
         self.entries.get(usize::try_from(at).ok()?)
     }
 
-    /// Whether the log holds this position, or starts at or after it.
+    /// Whether the log or the state machine holds this (committed) position.
     pub fn holds(&self, position: Position) -> bool {
-        position.index <= self.base.index || self.entry(position.index).is_some_and(|e| e.position == position)
+        position.index <= self.base.index.max(self.applied.index) || self.entry(position.index).is_some_and(|e| e.position == position)
     }
 
     /// Answers [`crate::Effect::Fetch`].

@@ -197,6 +197,33 @@ impl Io {
     }
 }
 
+/// A replica in a few numbers: what observers compare between steps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct RaftState {
+    /// The part it plays.
+    pub role: Role,
+    /// Its term.
+    pub term: Epoch,
+    /// Who leads, as far as known.
+    pub leader: Option<NodeId>,
+    /// Its last entry.
+    pub last: Position,
+    /// Known committed.
+    pub commit: Index,
+    /// Applied.
+    pub applied: Index,
+    /// The log starts after this.
+    pub base: Index,
+    /// Where the configuration in force stands.
+    pub config_index: Index,
+}
+
+/// Term and vote of a durable hard state; `None` when it is not Raft's.
+#[cfg(feature = "check")]
+pub fn hard_state_of(bytes: &bytes::Bytes) -> Option<(Epoch, Option<NodeId>)> {
+    HardState::decode(bytes.clone()).ok().map(|state| (state.term, state.vote))
+}
+
 /// What Raft shows beyond [`View`].
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct RaftDetail {
@@ -638,6 +665,20 @@ impl Raft {
         }
         for peer in self.lead.iter().flat_map(|lead| lead.peers.values()) {
             peer.check_invariants(&self.cfg, self.log.last().index);
+        }
+    }
+
+    /// The replica in a few numbers. Cheap: no allocation.
+    pub fn state(&self) -> RaftState {
+        RaftState {
+            role: self.role,
+            term: self.term,
+            leader: self.leader,
+            last: self.log.last(),
+            commit: self.commit,
+            applied: self.applied,
+            base: self.log.base().index,
+            config_index: self.configs.latest().0,
         }
     }
 

@@ -101,6 +101,7 @@ pub enum Told {
 pub struct Output {
     pub sends: Vec<(NodeId, Channel, RaftMsg)>,
     pub told: Vec<Told>,
+    pub writes: Vec<StreamBatch>,
 }
 
 #[derive(Clone, Debug)]
@@ -200,6 +201,7 @@ impl Node {
     /// Checkpoints the state machine, so that the log before may go.
     pub fn checkpoint(&mut self) {
         self.durable_machine = self.machine.clone();
+        self.image.applied = self.machine.mark.position;
         self.local.push_back(Input::Compact { upto: self.machine.mark.position.index });
     }
 
@@ -223,7 +225,10 @@ impl Node {
 
     fn execute(&mut self, effect: Effect<RaftMsg>, out: &mut Output) {
         match effect {
-            Effect::Persist(batch) => self.pending.push_back(batch),
+            Effect::Persist(batch) => {
+                out.writes.push(batch.clone());
+                self.pending.push_back(batch);
+            }
             Effect::Send { to, channel, msg, .. } => out.sends.push((to, channel, msg)),
             Effect::Apply { entries, .. } => {
                 for entry in entries {
@@ -282,6 +287,7 @@ impl Node {
                 assert!(meta.mark.position.index > self.machine.mark.position.index, "an install goes back");
                 self.machine = Machine::decode(meta.mark.clone(), bytes.into());
                 self.durable_machine = self.machine.clone();
+                self.image.applied = self.machine.mark.position;
                 out.told.push(Told::Installed(meta.mark.clone()));
                 self.local.push_back(Input::Snapshot(SnapshotEvent::Installed(meta.mark)));
             }

@@ -67,7 +67,8 @@ impl Image {
 
     /// Whether the log or the state machine holds this (committed) position.
     pub fn holds(&self, position: Position) -> bool {
-        position.index <= self.base.index.max(self.applied.index) || self.entry(position.index).is_some_and(|e| e.position == position)
+        position.index <= self.base.index.max(self.applied.index)
+            || self.entry(position.index).is_some_and(|e| e.position == position)
     }
 
     /// Answers [`crate::Effect::Fetch`].

@@ -84,6 +84,12 @@ pub fn put(key: u64, value: u64) -> Bytes {
     buf.freeze()
 }
 
+/// The value a command writes.
+pub fn value_of(entry: &Entry) -> Option<u64> {
+    let command = entry.kind == EntryKind::Command as u8 && entry.head.len() == 16;
+    command.then(|| entry.head.slice(8..).get_u64_le())
+}
+
 /// What a member says to the outside.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Told {

@@ -40,8 +40,8 @@ pub trait Cluster {
 /// Remembers what was promised, and checks that it is kept.
 #[derive(Clone, Debug, Default)]
 pub struct Observer {
-    /// What is committed, by index - 1.
-    committed: Vec<Epoch>,
+    /// What is committed, by index - 1: the entry's epoch, and the term of the leader that committed it.
+    committed: Vec<(Epoch, Epoch)>,
     /// What was applied, by index - 1: a hash of the entry.
     applied: Vec<u64>,
     /// Every entry ever written: a hash of its content, and the epoch before it.
@@ -178,9 +178,10 @@ impl Observer {
         let first = *self.leaders.entry(state.term).or_insert(node);
         assert_eq!(first, node, "R1: two leaders in {:?}", state.term);
         if before.role != Role::Leader || before.term != state.term {
-            for (index, epoch) in (1..).zip(&self.committed) {
+            // A leader elected late, in a term already over, need not hold what newer terms committed.
+            for (index, (epoch, by)) in (1..).zip(&self.committed) {
                 let index = Index(index);
-                if index >= state.base {
+                if index >= state.base && *by < state.term {
                     let held = replica.epoch_at(index);
                     assert_eq!(held, Some(*epoch), "R4: new leader {node} lacks the committed entry {index:?}");
                 }
@@ -205,7 +206,7 @@ impl Observer {
                 let position = Position { epoch, index: Index(index) };
                 let holds = |peer: NodeId| cluster.image(peer).is_some_and(|image| image.holds(position));
                 assert!(config.is_quorum(holds), "G5: {position:?} committed without a durable quorum of {config:?}");
-                self.committed.push(epoch);
+                self.committed.push((epoch, state.term));
             }
         }
         let epoch = self.committed_epoch(state.commit);
@@ -215,7 +216,7 @@ impl Observer {
 
     fn committed_epoch(&self, index: Index) -> Option<Epoch> {
         let at = usize::try_from(index.0).ok()?.checked_sub(1)?;
-        self.committed.get(at).copied()
+        self.committed.get(at).map(|(epoch, _)| *epoch)
     }
 
     /// `node` hands an entry to its state machine.

@@ -5,6 +5,33 @@
 //!
 //! **What it is not.** No key-value store, no network, no disk: see `triune-transport` and `triune-storage`.
 //!
+//! Three replicas wired by a loop (a disk that is done at once, a network that loses nothing):
+//!
+//! ```
+//! # #[cfg(feature = "raft")] {
+//! use triune_consensus::{Config, Configuration, Effect, Effects, Input, Protocol, Recovered, Role, raft::Raft};
+//! use triune_transport::{GroupId, LinkSession, Nanos, NodeId};
+//!
+//! let ids = [1, 2, 3].map(NodeId);
+//! let formed = || Recovered { formed: Some(Configuration::of(ids)), ..Recovered::default() };
+//! let config = |id: NodeId| Config::new(GroupId(0), id, 7 + id.0);
+//! let mut replicas = ids.map(|id| Raft::recover(config(id), Nanos::ZERO, formed()).unwrap());
+//! let mut inputs = std::collections::VecDeque::from([(ids[0], Input::Timeout)]);
+//! while let Some((at, input)) = inputs.pop_front() {
+//!     let mut out = Effects::default();
+//!     replicas[at.0 as usize - 1].step(Nanos::from_secs(3), input, &mut out);
+//!     for effect in out.drain() {
+//!         match effect {
+//!             Effect::Persist(batch) => inputs.push_front((at, Input::Persisted(batch.seq))),
+//!             Effect::Send { to, msg, .. } => inputs.push_back((to, Input::Message { from: at, link: LinkSession(1), msg })),
+//!             _ => {}
+//!         }
+//!     }
+//! }
+//! assert_eq!(replicas[0].view().role, Role::Leader);
+//! # }
+//! ```
+//!
 //! **Duties of the embedder**, if it runs replicas itself rather than with the driver:
 //! 1. Recover each replica from its disk: [`Recovered`].
 //! 2. Take `now` after the input was dequeued, then call [`Protocol::step`].

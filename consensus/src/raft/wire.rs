@@ -511,3 +511,102 @@ impl Cursor {
 fn bounded(n: u64, field: &'static str) -> Result<u64, WireError> {
     if n > u64::MAX / 2 { Err(WireError::Malformed { field }) } else { Ok(n) }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn position() -> impl Strategy<Value = Position> {
+        (0..1_u64 << 40, 0..1_u64 << 40).prop_map(|(epoch, index)| Position::new(epoch, index))
+    }
+
+    fn bytes() -> impl Strategy<Value = Bytes> {
+        prop::collection::vec(any::<u8>(), 0..40).prop_map(Bytes::from)
+    }
+
+    fn append() -> impl Strategy<Value = RaftMsg> {
+        let entry = (any::<u8>(), bytes(), prop::collection::vec(bytes(), 0..4));
+        (position(), prop::collection::vec(entry, 0..5)).prop_map(|(prev, entries)| {
+            let entries = entries.into_iter().zip(prev.index.0 + 1..).map(|((kind, head, sections), index)| Entry {
+                position: Position { epoch: prev.epoch, index: Index(index) },
+                kind,
+                head,
+                sections,
+            });
+            let (term, commit) = (prev.epoch.next(), prev.index);
+            RaftMsg::Append { term, prev, commit, matched: Index(0), entries: entries.collect() }
+        })
+    }
+
+    fn offer() -> impl Strategy<Value = RaftMsg> {
+        let nodes = || prop::collection::btree_set((1..9_u64).prop_map(NodeId), 0..5);
+        (position(), nodes(), nodes(), nodes(), any::<u64>()).prop_map(|(position, voters, outgoing, learners, n)| {
+            let config = Configuration { voters, outgoing, learners };
+            let mark = SnapshotMark { position, config, config_index: position.index };
+            RaftMsg::Offer { term: position.epoch, meta: SnapshotMeta { mark, bytes: n, crc: 7 } }
+        })
+    }
+
+    fn small() -> impl Strategy<Value = RaftMsg> {
+        (0..11_u8, position(), any::<bool>(), any::<u64>(), bytes()).prop_map(|(which, last, flag, n, data)| {
+            let (term, index, round) = (last.epoch, last.index, RoundId { boot: n, count: n / 2 });
+            match which {
+                0 => RaftMsg::PreVote { term, last },
+                1 => RaftMsg::PreVoteReply { term, granted: flag },
+                2 => RaftMsg::Vote { term, last, transfer: flag },
+                3 => RaftMsg::VoteReply { term, granted: flag },
+                4 => RaftMsg::AppendReply { term, outcome: AppendOutcome::Rejected { prev: index, hint: last } },
+                5 => RaftMsg::AppendReply { term, outcome: AppendOutcome::Matched(index) },
+                6 => RaftMsg::Heartbeat { term, commit: index, matched: index, round },
+                7 => RaftMsg::ReadIndexReply { ctx: round, index },
+                8 => RaftMsg::TimeoutNow { term },
+                9 => RaftMsg::Chunk { term, position: last, offset: n, data },
+                _ => RaftMsg::ChunkReply { term, position: last, upto: n },
+            }
+        })
+    }
+
+    fn encoded(msg: &RaftMsg) -> Bytes {
+        let mut buf = BytesMut::new();
+        msg.encode(&mut buf);
+        buf.freeze()
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_encoded_is_decoded(msg in prop_oneof![append(), offer(), small()]) {
+            prop_assert_eq!(RaftMsg::decode(encoded(&msg)), Ok(msg));
+        }
+
+        #[test]
+        fn a_cut_message_is_refused(msg in prop_oneof![append(), offer(), small()], cut in any::<prop::sample::Index>()) {
+            let bytes = encoded(&msg);
+            prop_assert!(RaftMsg::decode(bytes.slice(..cut.index(bytes.len()))).is_err());
+        }
+
+        #[test]
+        fn garbage_never_panics(kind in 0..16_u8, garbage in prop::collection::vec(any::<u8>(), 0..200)) {
+            let mut bytes = vec![kind];
+            bytes.extend(garbage);
+            let _ = RaftMsg::decode(Bytes::from(bytes));
+        }
+    }
+
+    #[test]
+    fn a_count_without_the_bytes_behind_it_allocates_nothing() {
+        let msg = RaftMsg::Append {
+            term: Epoch(1),
+            prev: Position::ZERO,
+            commit: Index(0),
+            matched: Index(0),
+            entries: Vec::new(),
+        };
+        let mut bytes = encoded(&msg).to_vec();
+        let at = bytes.len() - 4;
+        bytes.truncate(at);
+        bytes.extend_from_slice(&u32::MAX.to_le_bytes());
+        assert_eq!(RaftMsg::decode(Bytes::from(bytes)), Err(WireError::Truncated));
+    }
+}

@@ -154,6 +154,9 @@ impl Wal {
         let mut wal = Self::from_replay(disk, dir, config, &replay)?;
         wal.say_open()?;
         wal.pool.fill_reserve()?;
+        if let Some((tail, bytes)) = replay.tail.as_ref().and_then(|tail| Some((tail, tail.nameless.as_ref()?))) {
+            wal.name_anew(&tail.segment, bytes)?;
+        }
         Ok((wal, recovered))
     }
 
@@ -206,6 +209,19 @@ impl Wal {
 
     /// Marks this opening, durably: whatever was cut can no longer chain to anything.
     fn say_open(&mut self) -> Result<(), OpenError> {
+    /// Puts `bytes`, all that `segment` holds, under its name once more. The sync of the directory may have failed
+    /// when it was made, and a later one that succeeds proves nothing of that name; a batch behind the checkpoint does.
+    fn name_anew(&mut self, segment: &Segment, bytes: &[u8]) -> Result<(), DiskError> {
+        let (path, file) = self.pool.take(segment.size, true)?;
+        file.write_at(0, bytes)?;
+        let Segment { seq, size, salt, .. } = *segment;
+        let segment = Arc::new(Segment { seq, path: segment.path.clone(), file, size, salt });
+        self.publish(&path, &segment)?;
+        self.shared.write().segments.insert(seq, Arc::clone(&segment));
+        self.segment = Some(segment);
+        Ok(())
+    }
+
         let content = Content { flags: FLAG_OPEN, batches: &[], bases: false, tables: false };
         self.put(content, true).and_then(|_| self.sync()).map_err(|error| match error {
             WalError::Disk(error) => OpenError::Disk(error),

@@ -62,6 +62,8 @@ pub(super) struct Tail {
     pub(super) position: u64,
     /// Batches that no watermark proves: perhaps only in a cache. Written again before anything is built on them.
     pub(super) unproven: Option<(u64, Vec<u8>)>,
+    /// All its bytes, when nothing follows the checkpoint: then nothing proves its name either.
+    pub(super) nameless: Option<Vec<u8>>,
 }
 
 /// One stream while it is read back.
@@ -183,7 +185,8 @@ impl Replay {
         let (end, unproven) = self.walk(&segment, &bytes, floor);
         if is_last {
             let unproven = unproven.and_then(|start| Some((start as u64, bytes.get(start..end)?.to_vec())));
-            self.tail = Some(Tail { segment: Arc::clone(&segment), position: end as u64, unproven });
+            let nameless = if self.seq <= header.first_batch { bytes.get(..end).map(<[u8]>::to_vec) } else { None };
+            self.tail = Some(Tail { segment: Arc::clone(&segment), position: end as u64, unproven, nameless });
         }
         self.segments.insert(opened.seq, segment);
         Ok(())

@@ -436,3 +436,38 @@ fn a_segment_whose_directory_sync_failed_is_not_trusted_to_have_a_name() {
     }
     assert_eq!(lost, 0, "no name is left to chance");
 }
+
+#[test]
+fn a_checkpoint_that_decays_is_faulty_because_its_segment_has_a_name() {
+    let disk = blank(1);
+    let (mut wal, _) = open(&disk).unwrap();
+    wal.append(&[state(2, 1, "voted for 3 in term 9")]).unwrap();
+    // Headers, the first checkpoint, the vote; then blocks up to the last.
+    let blocks = SEGMENT_BYTES / 512 - 4;
+    fill(&mut wal, 1, 1, blocks, 10).unwrap();
+    assert_eq!(wal.reader().segments().len(), 1);
+    // What is left to say is said by the checkpoint of a new segment, and the old one is free.
+    wal.release(StreamId(1), Index(blocks));
+    wal.append(&[]).unwrap();
+    wal.sync().unwrap();
+    assert_eq!(wal.reader().segments().first().unwrap().0, 2);
+    assert_eq!(wal.reader().segments().len(), 1, "the checkpoint is all there is");
+    drop(wal);
+    disk.crash_keeping(&mut |_| true);
+    let whole = disk.snapshot();
+    let path = "wal/0000000000000002.seg";
+    let mut reported = 0;
+    for offset in 0..1024 + 512 {
+        let disk = from(&whole);
+        assert!(disk.flip_bit(path, offset, (offset % 8) as u8));
+        let (wal, found) = open(&disk).unwrap();
+        let intact =
+            found.streams.get(&StreamId(2)).is_some_and(|r| r.state.as_deref() == Some(b"voted for 3 in term 9"));
+        assert!(intact || found.is_faulty(), "byte {offset}: a vote is forgotten: {found:?}");
+        reported += u64::from(found.is_faulty());
+        drop(wal);
+        let (_, again) = open(&disk).unwrap();
+        assert_eq!(again.is_faulty(), found.is_faulty(), "byte {offset}");
+    }
+    assert!(reported > 100, "{reported}");
+}

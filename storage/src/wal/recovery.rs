@@ -3,7 +3,7 @@
 //! The scan walks each segment batch by batch; a batch must chain to the one before (seq, commit CRC, boot). Where the
 //! walk breaks, behind batch `n`, everything further on in the segment is searched for **proof**: the highest
 //! watermark of an intact header or commit frame behind the break, and the first batch of any later segment (a roll
-//! syncs the old segment before the new one gets its name).
+//! syncs the old segment before the new one gets its name). A segment's own checkpoint is proven by its name.
 //!
 //! ```text
 //!          n          break                      proof ≤ n: torn. Nobody was told: cut here.
@@ -182,7 +182,8 @@ impl Replay {
             salt: Salt::new(header.salt),
         });
         let bytes = read_all(&*opened.file, header.size)?;
-        let (end, unproven) = self.walk(&segment, &bytes, floor);
+        // A segment gets its name after its checkpoint is durable: the name proves it.
+        let (end, unproven) = self.walk(&segment, &bytes, floor.max(header.first_batch));
         if is_last {
             let unproven = unproven.and_then(|start| Some((start as u64, bytes.get(start..end)?.to_vec())));
             let nameless = if self.seq <= header.first_batch { bytes.get(..end).map(<[u8]>::to_vec) } else { None };

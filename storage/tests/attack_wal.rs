@@ -471,3 +471,21 @@ fn a_checkpoint_that_decays_is_faulty_because_its_segment_has_a_name() {
     }
     assert!(reported > 100, "{reported}");
 }
+
+#[test]
+fn writes_of_one_stream_in_one_commit_are_placed_behind_each_other() {
+    let disk = blank(1);
+    let (mut wal, _) = open(&disk).unwrap();
+    let reset = |index| StreamBatch { reset: Some(Position::new(2, index)), ..write(1, 1, Vec::new()) };
+    let cut = |from, entries| StreamBatch { truncate_from: Some(Index(from)), ..write(1, 2, entries) };
+    // Below the base that the same commit sets.
+    let refused = wal.append(&[reset(10), cut(5, vec![entry(2, 5, 0, 1, 0)])]);
+    assert!(matches!(refused, Err(WalError::Gap { .. })), "{refused:?}");
+    assert_eq!(wal.reader().bounds(StreamId(1)), None, "nothing happened");
+    wal.append(&[reset(10), cut(12, vec![entry(2, 11, 0, 1, 0)])]).unwrap();
+    // And above a base that it lowers.
+    wal.append(&[reset(3), cut(4, vec![entry(2, 4, 0, 1, 0)])]).unwrap();
+    wal.sync().unwrap();
+    let (_, found) = open(&from(&disk.snapshot())).unwrap();
+    assert_eq!(found.streams[&StreamId(1)].last, Position::new(2, 4));
+}

@@ -74,7 +74,8 @@ pub struct Wal {
     /// Scratch for one batch: header, directory, small payloads, commit frame. Kept, so that a write allocates nothing.
     buf: Vec<u8>,
     slots: Vec<Slot>,
-    lasts: BTreeMap<StreamId, Index>,
+    /// Scratch for one commit: base and last index of the streams it writes.
+    places: BTreeMap<StreamId, (Index, Index)>,
 }
 
 /// What the writer knows of a stream, beside the index.
@@ -202,7 +203,7 @@ impl Wal {
             poisoned: false,
             buf: Vec::new(),
             slots: Vec::new(),
-            lasts: BTreeMap::new(),
+            places: BTreeMap::new(),
             config,
         })
     }
@@ -331,14 +332,11 @@ impl Wal {
 
     /// Whether the entries of `batches` fit behind what the streams hold.
     fn check_places(&mut self, batches: &[StreamBatch]) -> Result<(), WalError> {
-        self.lasts.clear();
+        self.places.clear();
         for batch in batches {
             let stream = batch.stream;
-            let (mut base, mut last) =
-                self.tails.get(&stream).map_or((Index::ZERO, Index::ZERO), |t| (t.base.index, t.last));
-            if let Some(seen) = self.lasts.get(&stream) {
-                last = *seen;
-            }
+            let tail = || self.tails.get(&stream).map(|tail| (tail.base.index, tail.last));
+            let (mut base, mut last) = self.places.get(&stream).copied().or_else(tail).unwrap_or_default();
             if let Some(reset) = batch.reset {
                 (base, last) = (reset.index, reset.index);
             }
@@ -355,7 +353,7 @@ impl Wal {
                 }
                 last = got;
             }
-            self.lasts.insert(stream, last);
+            self.places.insert(stream, (base, last));
         }
         Ok(())
     }

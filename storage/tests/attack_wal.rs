@@ -489,3 +489,13 @@ fn writes_of_one_stream_in_one_commit_are_placed_behind_each_other() {
     let (_, found) = open(&from(&disk.snapshot())).unwrap();
     assert_eq!(found.streams[&StreamId(1)].last, Position::new(2, 4));
 }
+
+#[test]
+fn a_log_below_new_directories_survives_their_making() {
+    let disk = blank(1);
+    let (mut wal, _) = Wal::open(Arc::new(disk.clone()), "groups/7/wal", config()).unwrap();
+    fill(&mut wal, 1, 1, 1, 10).unwrap();
+    disk.crash_keeping(&mut |_| false);
+    let (_, found) = Wal::open(Arc::new(disk), "groups/7/wal", config()).unwrap();
+    assert_eq!(found.streams[&StreamId(1)].last.index, Index(1));
+}

@@ -144,8 +144,9 @@ impl Wal {
         let replay = recovery::recover(&*disk, dir)?;
         let recovered = replay.recovered();
         // What was read may be in a cache only: names first, then the batches that no watermark proves.
-        disk.sync_dir(parent(dir))?;
-        disk.sync_dir(dir)?;
+        for dir in above(dir) {
+            disk.sync_dir(dir)?;
+        }
         if let Some(tail) = &replay.tail {
             if let Some((start, bytes)) = &tail.unproven {
                 tail.segment.file.write_at(*start, bytes)?;
@@ -697,8 +698,10 @@ fn validate(config: &WalConfig) -> Result<(), OpenError> {
     Ok(())
 }
 
-fn parent(path: &str) -> &str {
-    path.rsplit_once('/').map_or("", |(dir, _)| dir)
+/// `dir` and every directory above it, the root (`""`) first: each may be new.
+fn above(dir: &str) -> impl Iterator<Item = &str> {
+    let ends = dir.match_indices('/').map(|(at, _)| at).chain([dir.len()]);
+    std::iter::once("").chain(ends.filter_map(|end| dir.get(..end)).filter(|dir| !dir.is_empty()))
 }
 
 const SEGMENT_BYTES_MIN: u64 = 8 << 10;

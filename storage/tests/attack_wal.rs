@@ -499,3 +499,35 @@ fn a_log_below_new_directories_survives_their_making() {
     let (_, found) = Wal::open(Arc::new(disk), "groups/7/wal", config()).unwrap();
     assert_eq!(found.streams[&StreamId(1)].last.index, Index(1));
 }
+
+#[test]
+fn ordinary_writes_leave_the_reserve_to_those_that_free_space() {
+    let disk = blank(1);
+    let (mut wal, _) = open(&disk).unwrap();
+    disk.set_capacity(Some(disk.used_bytes()));
+    let mut last = 0;
+    while fill(&mut wal, 1, last + 1, 1, 20).is_ok() {
+        last += 1;
+    }
+    let delete = [write(1, last + 1, vec![entry(1, last + 1, 0, 20, 0)])];
+    assert_eq!(wal.append(&delete), Err(WalError::NoSpace));
+    wal.append_reserved(&delete).unwrap();
+    wal.sync().unwrap();
+    // The segment in use is the reserve now; the disk is as full as before.
+    let put = [write(1, last + 2, vec![entry(1, last + 2, 0, 20, 0)])];
+    assert_eq!(wal.append(&put), Err(WalError::NoSpace), "the reserve is not for everybody");
+    wal.append_reserved(&put).unwrap();
+    wal.sync().unwrap();
+    drop(wal);
+    disk.kill();
+    // A new process on the full disk is no richer.
+    let (mut wal, _) = open(&disk).unwrap();
+    let put = [write(1, last + 3, vec![entry(1, last + 3, 0, 20, 0)])];
+    assert_eq!(wal.append(&put), Err(WalError::NoSpace));
+    // Freeing a segment fills the reserve, and all is well.
+    wal.release(StreamId(1), Index(last));
+    wal.append_reserved(&[]).unwrap();
+    wal.sync().unwrap();
+    wal.append(&put).unwrap();
+    wal.sync().unwrap();
+}

@@ -154,11 +154,11 @@ impl Wal {
             tail.segment.file.sync()?;
         }
         let mut wal = Self::from_replay(disk, dir, config, &replay)?;
-        wal.say_open()?;
-        wal.pool.fill_reserve()?;
         if let Some((tail, bytes)) = replay.tail.as_ref().and_then(|tail| Some((tail, tail.nameless.as_ref()?))) {
             wal.name_anew(&tail.segment, bytes)?;
         }
+        wal.say_open()?;
+        wal.pool.fill_reserve()?;
         Ok((wal, recovered))
     }
 
@@ -209,8 +209,6 @@ impl Wal {
         })
     }
 
-    /// Marks this opening, durably: whatever was cut can no longer chain to anything.
-    fn say_open(&mut self) -> Result<(), OpenError> {
     /// Puts `bytes`, all that `segment` holds, under its name once more. The sync of the directory may have failed
     /// when it was made, and a later one that succeeds proves nothing of that name; a batch behind the checkpoint does.
     fn name_anew(&mut self, segment: &Segment, bytes: &[u8]) -> Result<(), DiskError> {
@@ -224,6 +222,8 @@ impl Wal {
         Ok(())
     }
 
+    /// Marks this opening, durably: whatever was cut can no longer chain to anything.
+    fn say_open(&mut self) -> Result<(), OpenError> {
         let content = Content { flags: FLAG_OPEN, batches: &[], bases: false, tables: false };
         self.put(content, true).and_then(|_| self.sync()).map_err(|error| match error {
             WalError::Disk(error) => OpenError::Disk(error),
@@ -257,6 +257,9 @@ impl Wal {
             return Ok(Appended { seq: self.next_seq - 1, bytes: 0 });
         }
         self.check_places(batches)?;
+        if !reserved && !batches.is_empty() {
+            self.keep_reserve()?;
+        }
         self.put(Content { flags: 0, batches, bases: true, tables: false }, reserved)
     }
 
@@ -357,6 +360,15 @@ impl Wal {
             self.places.insert(stream, (base, last));
         }
         Ok(())
+    }
+
+    /// Ordinary writes wait until the reserve is whole again: what it has left is for those that free space.
+    fn keep_reserve(&mut self) -> Result<(), WalError> {
+        match self.pool.fill_reserve() {
+            Ok(()) if self.pool.lacks_reserve() => Err(WalError::NoSpace),
+            Ok(()) => Ok(()),
+            Err(error) => Err(poison(&mut self.poisoned, error)),
+        }
     }
 
     /// Encodes and writes one batch, in a new segment if need be.

@@ -111,7 +111,7 @@ impl Pool {
 
     /// Makes the reserve if it is wanted, missing, and fits.
     pub(super) fn fill_reserve(&mut self) -> Result<(), DiskError> {
-        if !self.wants_reserve || self.has_reserve {
+        if !self.lacks_reserve() {
             return Ok(());
         }
         let path = format!("{}/{RESERVE}", self.dir);
@@ -121,6 +121,11 @@ impl Pool {
             Err(error) => return Err(error),
         }
         Ok(())
+    }
+
+    /// Whether the reserve is wanted and not there: in use, or it never fitted.
+    pub(super) fn lacks_reserve(&self) -> bool {
+        self.wants_reserve && !self.has_reserve
     }
 
     /// Takes freed segments; those that somebody still holds wait.

@@ -14,8 +14,8 @@ pub struct WalConfig {
     pub segment_bytes: u64,
     /// Freed segments kept for reuse, so that the steady state allocates nothing. Default 2.
     pub spare_segments_max: usize,
-    /// Keep one segment in reserve, for [`Wal::append_reserved`](crate::Wal::append_reserved) on a full disk.
-    /// Default true.
+    /// Keep one segment in reserve, for [`Wal::append_reserved`](crate::Wal::append_reserved) on a full disk. While it
+    /// is in use and cannot be made anew, other appends get `NoSpace`. Default true.
     pub reserve: bool,
     /// Largest batch in bytes, all streams together; at most 1 GiB. Default 256 MiB.
     pub batch_bytes_max: u64,

@@ -920,3 +920,22 @@ fn appends_are_pipelined_up_to_the_window() {
     pump.settle();
     assert_eq!(pump.view(NodeId(2)).last.index, Index(11));
 }
+
+/// 3.8: a replica whose disk failed says nothing more that needs it, and leaves nobody waiting.
+#[test]
+fn a_replica_whose_disk_failed_answers_what_waits_and_falls_silent() {
+    let mut pump = Pump::new(3);
+    let leader = pump.elect_this(1);
+    pump.isolate(leader);
+    pump.put(leader, 0, 1);
+    let read = pump.read(leader);
+    let transfer = pump.admin(leader, AdminOp::Transfer { to: Some(NodeId(2)) });
+    pump.net.clear();
+    pump.step(leader, Input::IoFailed);
+    assert_eq!(read_outcome(&pump, read), Some(false));
+    assert!(pump.told.contains(&(leader, Told::Admin(transfer, Err(AdminError::Unknown)))));
+    hand(&mut pump, 2, 1, heartbeat(9));
+    hand(&mut pump, 2, 1, vote(9, (9, 9)));
+    assert_eq!(sent(&mut pump, 1), []);
+    assert_eq!(pump.nodes[&leader].raft().next_deadline(), None);
+}

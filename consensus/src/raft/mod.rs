@@ -498,6 +498,8 @@ impl Raft {
         }
         self.role = Role::Follower;
         self.leader = None;
+        self.settle_transfer(out);
+        self.abandon_reads(out);
         self.say_role(out);
     }
 

@@ -237,6 +237,14 @@ impl Raft {
         self.drive_reads(out);
     }
 
+    /// This replica stops: nobody is left waiting.
+    pub(super) fn abandon_reads(&mut self, out: &mut Effects<RaftMsg>) {
+        let Reads { waiting, asked } = std::mem::take(&mut self.reads);
+        for id in asked.into_iter().flat_map(|asked| asked.batch.local).chain(waiting.local) {
+            out.push(Effect::Read { id, outcome: Err(ReadError::NoLeader) });
+        }
+    }
+
     fn repeat_question(&mut self, out: &mut Effects<RaftMsg>) {
         let Some(leader) = self.leader.filter(|_| self.role == Role::Follower) else {
             return;

@@ -162,7 +162,8 @@ impl<M: Machine + 'static> Driver<M> {
         let (exit, exited) = watch::channel(None);
         let completions = Arc::clone(&inbox);
         let deliver: log_thread::Deliver = Arc::new(move |completion| completions.complete(completion.into()));
-        let log_thread = log_thread::LogThread::spawn(&config, log.writer, Arc::clone(&deliver), Arc::clone(&stats))?;
+        let (tell, count) = (Arc::clone(&deliver), Arc::clone(&stats));
+        let log_thread = log_thread::LogThread::spawn(&config, log.writer, tell, count, inbox.aborted())?;
         let read_thread = read_thread::ReadThread::spawn(&config, log.reader, deliver)?;
         let runner = machine_thread::Runner {
             config: config.clone(),

@@ -363,6 +363,21 @@ fn a_stop_finishes_what_was_accepted() {
 }
 
 #[test]
+fn an_abort_writes_nothing_more() {
+    let bench = Bench::start(Mood::Slow, DriverConfig::default());
+    bench.ask(Ask::Append("under way"));
+    bench.log.await_calls(1);
+    bench.ask(Ask::Append("waiting"));
+    bench.ask(Ask::Say(1));
+    bench.expect(Said::Echo(1));
+    bench.handle.abort();
+    // The machine waits for nothing; the log thread for the write under way.
+    bench.log.set(Mood::Well);
+    assert!(matches!(bench.exit(), DriverExit::StoppedEarly));
+    assert_eq!(bench.log.entries(), vec!["under way"]);
+}
+
+#[test]
 fn old_entries_come_back_and_released_ones_do_not() {
     let bench = Bench::start(Mood::Well, DriverConfig::default());
     for (n, text) in ["a", "b", "c"].into_iter().enumerate() {

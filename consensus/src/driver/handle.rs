@@ -22,7 +22,7 @@ const PUMP_EVENTS: usize = 256;
 pub enum DriverExit {
     /// It was stopped, and everything accepted was stepped and made durable.
     Stopped,
-    /// It was stopped, and its drain time passed first. Nothing durable is harmed.
+    /// It was aborted, or stopped and its drain time passed first. Nothing durable is harmed.
     StoppedEarly,
     /// The log failed. Nothing was written since; recover by opening the log again, in a process or member made anew.
     Poisoned(LogError),
@@ -123,6 +123,11 @@ impl<R: Send + 'static> DriverHandle<R> {
     /// Returns at once; see [`DriverHandle::exited`].
     pub fn stop(&self) {
         self.inbox.stop();
+    }
+
+    /// Ends at once, as after a crash: what waits is forgotten, and after the write under way nothing is written.
+    pub fn abort(&self) {
+        self.inbox.abort();
     }
 
     /// Waits until the driver has ended: its log is closed and may be opened again.

@@ -10,6 +10,7 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -32,6 +33,8 @@ pub(crate) enum Phase {
     Open,
     /// Completions only: the machine drains.
     Stopping,
+    /// Likewise, and nothing that waits is stepped any more.
+    Aborting,
     /// None is.
     Closed,
 }
@@ -45,6 +48,8 @@ pub(crate) struct Inbox<R> {
     frames_taken: Notify,
     frames_max: usize,
     frame_bytes_max: usize,
+    /// Set by an abort; the log thread looks at it before each write.
+    aborted: Arc<AtomicBool>,
     /// Called when frames are taken again after a push was refused.
     on_room: OnceLock<RoomFn>,
 }
@@ -101,8 +106,14 @@ impl<R: Send + 'static> Inbox<R> {
             frames_taken: Notify::new(),
             frames_max: config.frames_max.max(1),
             frame_bytes_max: config.frame_bytes_max.max(1),
+            aborted: Arc::default(),
             on_room: OnceLock::new(),
         }
+    }
+
+    /// Set once no further write may be begun.
+    pub(crate) fn aborted(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.aborted)
     }
 
     /// Sets what tells a pushing transport that there is room again; the first one counts.
@@ -149,8 +160,18 @@ impl<R: Send + 'static> Inbox<R> {
 
     /// Takes no further request or frame.
     pub(crate) fn stop(&self) {
+        self.end(Phase::Stopping);
+    }
+
+    /// Takes no further request or frame, and steps none that waits. No further write is begun.
+    pub(crate) fn abort(&self) {
+        self.aborted.store(true, Ordering::Release);
+        self.end(Phase::Aborting);
+    }
+
+    fn end(&self, phase: Phase) {
         let mut state = self.lock();
-        state.phase = state.phase.max(Phase::Stopping);
+        state.phase = state.phase.max(phase);
         self.rouse(state);
         self.places.close();
         self.frames_taken.notify_one();

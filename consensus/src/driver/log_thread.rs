@@ -16,7 +16,7 @@ use std::any::Any;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{
-    AtomicUsize,
+    AtomicBool, AtomicUsize,
     Ordering::{AcqRel, Acquire, Relaxed},
 };
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -60,6 +60,7 @@ impl LogThread {
         writer: Box<dyn LogWrite>,
         deliver: Deliver,
         stats: Arc<Counters>,
+        aborted: Arc<AtomicBool>,
     ) -> std::io::Result<Self> {
         let shared = Arc::new(Shared::default());
         let worker = Worker {
@@ -67,6 +68,7 @@ impl LogThread {
             writer,
             deliver,
             stats,
+            aborted,
             space: Space::Ordinary,
             space_retry: config.space_retry.into(),
         };
@@ -174,6 +176,7 @@ struct Worker {
     writer: Box<dyn LogWrite>,
     deliver: Deliver,
     stats: Arc<Counters>,
+    aborted: Arc<AtomicBool>,
     space: Space,
     space_retry: Duration,
 }
@@ -226,6 +229,9 @@ impl Worker {
 
     /// Makes `batches` durable, however long the disk is full, and reports.
     fn commit(&mut self, batches: &[StreamBatch]) -> Result<(), LogEnd> {
+        if self.aborted.load(Acquire) {
+            return Err(LogEnd::Abandoned);
+        }
         let began = Instant::now();
         while !self.try_commit(batches)? {
             self.hold()?;

@@ -38,6 +38,7 @@ const DRAIN_LOOK: Duration = Duration::from_millis(1);
 enum TurnsEnd {
     Drained,
     DrainTimedOut,
+    Aborted,
     IoFailed,
 }
 
@@ -99,6 +100,9 @@ impl<M: Machine> Runner<M> {
         loop {
             let appetite = self.appetite();
             let phase = self.inbox.take(appetite, self.patience(), &mut buffers.inputs);
+            if phase >= Phase::Aborting {
+                return TurnsEnd::Aborted;
+            }
             if self.turn(&mut buffers) {
                 return TurnsEnd::IoFailed;
             }

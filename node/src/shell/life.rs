@@ -315,7 +315,11 @@ impl Life {
         }
         let exit = match &self.driver {
             Some(driver) => {
-                driver.stop();
+                if order {
+                    driver.stop()
+                } else {
+                    driver.abort()
+                }
                 Some(driver.exited().await)
             }
             None => None,

@@ -567,6 +567,10 @@ impl Edge {
         for seq in self.window.find(void) {
             self.give_up(seq, &Refusal::Unknown, out);
         }
+        if !role.leads() {
+            // Nothing is known of what the old leader's change came to; the next leader looks for itself.
+            self.admin.retain(|_, wait| matches!(wait, AdminWait::Move { .. }));
+        }
         if role.leader.is_some() {
             self.resend = true;
             self.session_asked = None;

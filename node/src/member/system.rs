@@ -74,7 +74,7 @@ impl MemberRecord {
 /// | 1 | revisions of the key-value store |
 /// | 2 | its leases |
 /// | 3 | its mark |
-/// | 4 | system rows: see [`System`] |
+/// | 4 | system rows: the mark, the members, the alarms |
 /// | 5 | sessions, a row each |
 pub const KV_TABLES: mvcc::Tables = mvcc::Tables { revisions: Table(1), leases: Table(2), mark: Table(3) };
 /// System rows.

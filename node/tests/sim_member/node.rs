@@ -25,6 +25,12 @@ pub enum Job {
 
 pub struct Node {
     pub id: NodeId,
+    /// Disk ids it had before, lost with their disks.
+    pub former: Vec<NodeId>,
+    /// Its disk is blank and new: it must be taken in before it starts.
+    pub blank: bool,
+    /// The formation knows nothing of its disk.
+    pub late: bool,
     pub name: String,
     pub clock: Clock,
     pub disk: SimDisk,
@@ -61,6 +67,9 @@ impl Node {
         let skew = Nanos(rng.range(1_000_000, 1_000_000_000_000));
         Self {
             id,
+            former: Vec::new(),
+            blank: false,
+            late: false,
             name,
             clock: Clock::new(skew, 0),
             disk: SimDisk::new(&rng.fork("disk").fork(&id.to_string())),
@@ -105,7 +114,7 @@ impl Node {
             holes: Vec::new(),
             applied: applied_mark(&*view).unwrap(),
             last_seq: stream.last_seq,
-            formed: Some(Configuration::of(formed.iter().map(|member| member.disk))),
+            formed: (!self.late).then(|| Configuration::of(formed.iter().map(|member| member.disk))),
         };
         let mut replica = Config::new(GROUP, self.id, boot);
         replica.keep_entries = 40;
@@ -117,7 +126,7 @@ impl Node {
             node: self.id,
             name: self.name.clone(),
             boot,
-            formed: formed.to_vec(),
+            formed: if self.late { Vec::new() } else { formed.to_vec() },
             peer_addr: format!("{}:2380", self.name),
             client_urls: vec![format!("http://{}:2379", self.name)],
             version: "0.1.0".into(),
@@ -130,6 +139,20 @@ impl Node {
         self.wal = Some(wal);
         self.stream = StreamId(boot);
         Ok(())
+    }
+
+    /// The disk is gone; a blank one with an id of its own takes its place.
+    pub fn lose_disk(&mut self, id: NodeId, rng: &Rng) {
+        self.former.push(std::mem::replace(&mut self.id, id));
+        self.disk = SimDisk::new(&rng.fork("disk").fork(&id.to_string()));
+        self.store = Arc::new(MemStore::new());
+        self.last_position = Position::ZERO;
+        self.full = false;
+        (self.blank, self.late) = (true, true);
+    }
+
+    pub fn is(&self, id: NodeId) -> bool {
+        self.id == id || self.former.contains(&id)
     }
 
     /// The process ends. `commits`: whether the store's write under way got through.

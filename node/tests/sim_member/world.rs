@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use triune_consensus::{Machine, MachineEffect, MachineInput, Position, Role};
-use triune_node::member::api::{Output, Refusal, Request, RequestId, WatchRequest};
+use triune_node::member::api::{Call, Output, Refusal, Request, RequestId, WatchRequest};
 use triune_node::member::{FormedMember, Part};
 use triune_sim::checker::order::{self, MemberOrder, Revision};
 use triune_sim::checker::wgl::{Limits, check_by_key};
@@ -24,7 +24,8 @@ use crate::clients::{Clients, Histories, Judge, Kind, Open, disarm, event_of};
 use crate::node::{GROUP, Job, Node};
 
 /// What many seeds together must have seen.
-pub const SOMETIMES: [&str; 15] = [
+pub const SOMETIMES: [&str; 16] = [
+    "disk replaced",
     "leader",
     "kill",
     "power loss",
@@ -45,7 +46,7 @@ pub const SOMETIMES: [&str; 15] = [
 /// What some hundred seeds together must have seen as well.
 pub const RARELY: [&str; 2] = ["outcome unknown", "timed out"];
 
-const FAULTS: [FaultClass; 13] = [
+const FAULTS: [FaultClass; 14] = [
     FaultClass::Loss,
     FaultClass::Partition,
     FaultClass::Clog,
@@ -59,6 +60,7 @@ const FAULTS: [FaultClass; 13] = [
     FaultClass::NoSpace,
     FaultClass::Drift,
     FaultClass::WallJump,
+    FaultClass::LostDisk,
 ];
 
 const CLIENTS: u64 = 6;
@@ -73,6 +75,7 @@ enum Ev {
     Input { n: usize, life: u64, input: MachineInput<Request> },
     Client(u64),
     Restart(usize),
+    Rejoin(usize),
     Chaos,
     Wall,
 }
@@ -88,6 +91,8 @@ struct World {
     sync_mean: Nanos,
     clients: Clients,
     open: BTreeMap<RequestId, (u64, Open)>,
+    /// Requests to take a blank disk in: whose, and which disk.
+    joins: BTreeMap<RequestId, (usize, NodeId)>,
     next_request: u64,
     /// What each member's watch gave, over its lives.
     orders: Vec<Vec<Revision>>,
@@ -131,6 +136,7 @@ pub fn run(seed: u64, steps_max: u64) -> Result<SeedRun, String> {
         rng,
         events: EventQueue::new(),
         open: BTreeMap::new(),
+        joins: BTreeMap::new(),
         next_request: 0,
         digests: BTreeMap::new(),
         histories: Histories::default(),
@@ -179,11 +185,12 @@ impl World {
             self.carry_out(fault)?;
         }
         self.quiet = true;
-        let core: Vec<usize> = (0..self.nodes.len()).filter(|n| core.contains(&self.nodes[*n].id)).collect();
+        let is_core = |n: &usize| core.iter().any(|id| self.nodes[*n].is(*id));
+        let core: Vec<usize> = (0..self.nodes.len()).filter(is_core).collect();
         self.expect("a quorum serves", Nanos::from_secs(20), |w| w.each_answers(&core))?;
         let ids: Vec<NodeId> = self.nodes.iter().map(|node| node.id).collect();
         for id in ids {
-            for fault in [Fault::Resume(id), Fault::Start(id)] {
+            for fault in [Fault::Drain(id), Fault::Resume(id), Fault::Start(id)] {
                 self.carry_out(fault)?;
             }
         }
@@ -272,6 +279,7 @@ impl World {
             }
             Ev::Client(client) => self.ask(client)?,
             Ev::Restart(n) => self.start(n)?,
+            Ev::Rejoin(n) => self.rejoin(n)?,
             Ev::Chaos => {
                 while let Some(fault) = self.chaos.next(self.now) {
                     self.carry_out(fault)?;
@@ -301,6 +309,10 @@ impl World {
         if self.nodes[n].member.is_some() {
             return Ok(());
         }
+        if self.nodes[n].blank {
+            self.events.push(self.now.after(Nanos::from_millis(100)), Ev::Rejoin(n));
+            return Ok(());
+        }
         self.boots += 1;
         let (now, boot) = (self.now, self.boots);
         let formed = self.formed.clone();
@@ -315,7 +327,9 @@ impl World {
                 return if self.quiet { Err(format!("{} cannot start: {error}", self.nodes[n].name)) } else { Ok(()) };
             }
         }
-        self.chaos.repaired(self.nodes[n].id);
+        if self.nodes[n].former.is_empty() {
+            self.chaos.repaired(self.nodes[n].id);
+        }
         let mut out = Vec::new();
         self.net.start(now, self.nodes[n].id, &mut out);
         self.deliveries(out);
@@ -328,6 +342,33 @@ impl World {
         let wish = mvcc::WatchCreate { range_end: "\0".into(), start_revision: seen + 1, ..Default::default() };
         for event in [open, WatchRequest::Create(wish)] {
             self.input(n, MachineInput::Request(Request::Watch { stream, event }))?;
+        }
+        Ok(())
+    }
+
+    /// A blank disk asks any member to be taken in, until one says yes; when the table names it, it counts as whole.
+    fn rejoin(&mut self, n: usize) -> Result<(), String> {
+        let (id, name) = (self.nodes[n].id, self.nodes[n].name.clone());
+        let tables = || self.nodes.iter().filter_map(|node| node.member.as_ref());
+        let is_listed = |id: NodeId| tables().any(|m| m.members().any(|r| r.disk == id.0));
+        if is_listed(id) {
+            // A disk not yet replaced goes on counting as damaged, under the id it was drawn for.
+            let known = |node: &Node| node.former.last().copied().filter(|_| !is_listed(node.id)).unwrap_or(node.id);
+            let ids: Vec<NodeId> = self.nodes.iter().map(known).collect();
+            self.counters.hit("disk replaced");
+            self.chaos.set_members(&ids);
+            return Ok(());
+        }
+        self.events.push(self.now.after(Nanos::from_millis(300)), Ev::Rejoin(n));
+        let alive: Vec<usize> = (0..self.nodes.len()).filter(|n| self.nodes[*n].member.is_some()).collect();
+        let door = self.rng.pick(&alive).copied();
+        if let (true, Some(door)) = (self.nodes[n].blank, door) {
+            self.next_request += 1;
+            let request = RequestId(self.next_request);
+            self.joins.insert(request, (n, id));
+            let call = Call::Replace { name: name.clone(), disk: id, peer_addr: format!("{name}-{id}:2380") };
+            let call = Request::Call { id: request, within: None, needs_leader: false, call };
+            self.input(door, MachineInput::Request(call))?;
         }
         Ok(())
     }
@@ -368,7 +409,7 @@ impl World {
 
     fn carry_out(&mut self, fault: Fault) -> Result<(), String> {
         self.trace.event(self.now, NodeId(0), "fault", &fault);
-        let find = |w: &Self, id: NodeId| w.nodes.iter().position(|node| node.id == id).expect("a member");
+        let find = |w: &Self, id: NodeId| w.nodes.iter().position(|node| node.is(id)).expect("a member");
         let mut out = Vec::new();
         match fault {
             Fault::Kill(id) => {
@@ -383,6 +424,14 @@ impl World {
                 if self.nodes.iter().all(|node| node.member.is_none()) {
                     self.counters.hit("power loss of all");
                 }
+            }
+            Fault::LoseDisk(id) => {
+                let n = find(self, id);
+                self.stop(n, true);
+                // The atlas counts the disk as damaged under the id it was drawn for, until it is replaced.
+                let new = NodeId(1_000 + self.rng.below(1 << 30));
+                let rng = self.rng.fork("lost");
+                self.nodes[n].lose_disk(new, &rng);
             }
             Fault::Start(id) => {
                 let n = find(self, id);
@@ -594,6 +643,13 @@ impl World {
 
     fn output(&mut self, n: usize, output: Output) -> Result<(), String> {
         match output {
+            Output::Reply { id, result, .. } if self.joins.contains_key(&id) => {
+                let (node, disk) = self.joins.remove(&id).expect("just seen");
+                if result.is_ok() && self.nodes[node].id == disk && self.nodes[node].blank {
+                    self.nodes[node].blank = false;
+                    self.events.push(self.now.after(Nanos::from_millis(5)), Ev::Restart(node));
+                }
+            }
             Output::Reply { id, header, result } => {
                 let Some((client, open)) = self.open.remove(&id) else { return Ok(()) };
                 self.trace.event(self.now, self.nodes[n].id, "reply", &(id.0, header.revision, result.is_ok()));
@@ -756,7 +812,8 @@ impl World {
         let arrival = self.net.arrive(self.now, delivery, &mut out);
         self.deliveries(out);
         let Some(arrival) = arrival else { return Ok(()) };
-        let n = self.nodes.iter().position(|node| node.id == arrival.to).expect("a member");
+        // A disk that is gone hears nothing more.
+        let Some(n) = self.nodes.iter().position(|node| node.id == arrival.to) else { return Ok(()) };
         let peer = arrival.from;
         let input = match arrival.event {
             NetEvent::Up { lane, session } => MachineInput::Link { peer, lane, session, up: true },

@@ -442,14 +442,16 @@ fn a_checkpoint_that_decays_is_faulty_because_its_segment_has_a_name() {
     let disk = blank(1);
     let (mut wal, _) = open(&disk).unwrap();
     wal.append(&[state(2, 1, "voted for 3 in term 9")]).unwrap();
-    // Headers, the first checkpoint, the vote; then blocks up to the last.
-    let blocks = SEGMENT_BYTES / 512 - 4;
+    // Headers, the first checkpoint, the vote, the room for a mark; then blocks up to it.
+    let blocks = SEGMENT_BYTES / 512 - 5;
     fill(&mut wal, 1, 1, blocks, 10).unwrap();
     assert_eq!(wal.reader().segments().len(), 1);
-    // What is left to say is said by the checkpoint of a new segment, and the old one is free.
     wal.release(StreamId(1), Index(blocks));
     wal.append(&[]).unwrap();
     wal.sync().unwrap();
+    // That was the last block: the mark of the next opening is a checkpoint in a new segment, and the old one is free.
+    drop(wal);
+    let (wal, _) = open(&disk).unwrap();
     assert_eq!(wal.reader().segments().first().unwrap().0, 2);
     assert_eq!(wal.reader().segments().len(), 1, "the checkpoint is all there is");
     drop(wal);
@@ -530,4 +532,25 @@ fn ordinary_writes_leave_the_reserve_to_those_that_free_space() {
     wal.sync().unwrap();
     wal.append(&put).unwrap();
     wal.sync().unwrap();
+}
+
+#[test]
+fn a_release_gets_through_when_even_the_reserve_is_full() {
+    let disk = blank(1);
+    let (mut wal, _) = open(&disk).unwrap();
+    disk.set_capacity(Some(disk.used_bytes()));
+    let put = |last: u64| [write(1, last + 1, vec![entry(1, last + 1, last, 20, 0)])];
+    let mut last = 0;
+    while wal.append_reserved(&put(last)).is_ok() {
+        wal.sync().unwrap();
+        last += 1;
+    }
+    assert_eq!(wal.append_reserved(&put(last)), Err(WalError::NoSpace));
+    wal.release(StreamId(1), Index(last));
+    wal.append_reserved(&put(last)).unwrap();
+    wal.sync().unwrap();
+    disk.crash_keeping(&mut |_| false);
+    let (_, found) = open(&disk).unwrap();
+    let r = &found.streams[&StreamId(1)];
+    assert_eq!((r.base.index.0, r.last.index.0, found.is_faulty()), (last, last + 1, false));
 }

@@ -260,7 +260,16 @@ impl Wal {
         if !reserved && !batches.is_empty() {
             self.keep_reserve()?;
         }
-        self.put(Content { flags: 0, batches, bases: true, tables: false }, reserved)
+        let content = Content { flags: 0, batches, bases: true, tables: false };
+        match self.put(content, reserved) {
+            // Full to the last, and a release not yet told: telling it may free a segment.
+            Err(WalError::NoSpace) if reserved && !self.moved.is_empty() => {
+                self.put(Content { batches: &[], ..content }, true)?;
+                self.sync()?;
+                self.put(content, true)
+            }
+            done => done,
+        }
     }
 
     /// Makes every appended batch durable, and frees the segments that nobody needs any more.
@@ -374,7 +383,8 @@ impl Wal {
     /// Encodes and writes one batch, in a new segment if need be.
     fn put(&mut self, content: Content<'_>, reserved: bool) -> Result<Appended, WalError> {
         let plan = self.plan(content)?;
-        let fits = self.segment.as_ref().is_some_and(|segment| self.position + plan.total() <= segment.size);
+        let left = if content.batches.is_empty() { 0 } else { MARKS_BYTES };
+        let fits = self.segment.as_ref().is_some_and(|segment| self.position + plan.total() + left <= segment.size);
         let mut content = content;
         let mut plan = plan;
         if !fits {
@@ -594,7 +604,7 @@ impl Wal {
         let flags = flags | FLAG_CHECKPOINT | doubt;
         let content = Content { flags, batches: &[], bases: false, tables: true };
         let plan = self.plan(content)?;
-        let size = self.config.segment_bytes.max(DATA_START + plan.total() + needed);
+        let size = self.config.segment_bytes.max(DATA_START + plan.total() + needed + MARKS_BYTES);
         if size > SEGMENT_BYTES_MAX {
             return Err(WalError::TooLarge { bytes: size, bytes_max: SEGMENT_BYTES_MAX });
         }
@@ -719,6 +729,9 @@ fn above(dir: &str) -> impl Iterator<Item = &str> {
 const SEGMENT_BYTES_MIN: u64 = 8 << 10;
 /// Offsets are 32 bits wide; a segment made for one huge batch may reach twice this.
 const SEGMENT_BYTES_MAX: u64 = 1 << 30;
+/// Room that writes leave at the end of a segment for a batch without any: releases, or the mark of an opening. So a
+/// disk that is full to the last still takes the release that frees a segment.
+const MARKS_BYTES: u64 = format::BLOCK as u64;
 /// Payload pieces below this are copied beside their headers; larger ones are written from where they are.
 const COPY_BYTES_MAX: usize = 2048;
 

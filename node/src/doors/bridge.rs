@@ -3,11 +3,14 @@
 //! 1. Each call is answered once, or its waiter learns that the member ended.
 //! 2. A waiter that goes away takes its place in the table with it, and the member is told.
 //! 3. Watch responses of a stream arrive in order; the bytes on their way are bounded by the member's credit.
+//! 4. A member too busy to hear that bytes were written, or that a stream is gone, is told again: else the stream would
+//!    stand still, or stay, for ever.
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
@@ -81,6 +84,10 @@ pub struct Bridge {
     next: AtomicU64,
     calls: Mutex<HashMap<u64, oneshot::Sender<Answer>>>,
     streams: Mutex<HashMap<u64, mpsc::UnboundedSender<WatchItem>>>,
+    /// Streams that are gone and of which the member was too busy to hear. Told with the next request it takes.
+    gone: Mutex<Vec<StreamId>>,
+    /// Whether there are any: spares each request the lock.
+    some_gone: AtomicBool,
 }
 
 impl fmt::Debug for Bridge {
@@ -103,6 +110,8 @@ impl Bridge {
             next: AtomicU64::new(1),
             calls: Mutex::new(HashMap::new()),
             streams: Mutex::new(HashMap::new()),
+            gone: Mutex::new(Vec::new()),
+            some_gone: AtomicBool::new(false),
         }
     }
 
@@ -116,7 +125,22 @@ impl Bridge {
         port.request(request).map_err(|e| match e {
             PortError::Busy => Refusal::Busy,
             PortError::Stopped => Refusal::Stopped,
-        })
+        })?;
+        if self.some_gone.load(Ordering::Acquire) {
+            self.tell_gone(&**port);
+        }
+        Ok(())
+    }
+
+    /// Tells the member of streams that are gone, as far as it takes it.
+    fn tell_gone(&self, port: &dyn Port) {
+        let mut gone = self.gone.lock();
+        while let Some(stream) = gone.pop() {
+            if port.request(Request::Watch { stream, event: WatchRequest::Close }) == Err(PortError::Busy) {
+                return gone.push(stream);
+            }
+        }
+        self.some_gone.store(false, Ordering::Release);
     }
 
     /// Asks the member and waits for its answer.
@@ -233,15 +257,89 @@ impl WatchStream {
         self.items.recv().await
     }
 
-    /// Gives back the bytes of an item that was written.
-    pub fn taken(&self, bytes: usize) {
-        let _ = self.say(WatchRequest::Taken { bytes });
+    /// Gives back the bytes of an item that was written, however busy the member is.
+    ///
+    /// # Cancel safety
+    /// Not cancel safe: the bytes may stay owed, so drop the stream too.
+    pub async fn taken(&self, bytes: usize) {
+        while self.say(WatchRequest::Taken { bytes }) == Err(Refusal::Busy) {
+            tokio::time::sleep(BUSY_PAUSE).await;
+        }
     }
 }
 
 impl Drop for WatchStream {
     fn drop(&mut self) {
         self.bridge.streams.lock().remove(&self.id.0);
-        let _ = self.say(WatchRequest::Close);
+        if self.say(WatchRequest::Close) == Err(Refusal::Busy) {
+            let mut gone = self.bridge.gone.lock();
+            gone.push(self.id);
+            self.bridge.some_gone.store(true, Ordering::Release);
+        }
+    }
+}
+
+/// Pause before a member that was too busy to hear of written bytes is told again.
+const BUSY_PAUSE: Duration = Duration::from_millis(10);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A port that takes nothing while it is busy.
+    #[derive(Default)]
+    struct Door {
+        busy: AtomicBool,
+        told: Mutex<Vec<(u64, WatchRequest)>>,
+    }
+
+    impl Port for Arc<Door> {
+        fn request(&self, request: Request) -> Result<(), PortError> {
+            if self.busy.load(Ordering::Acquire) {
+                return Err(PortError::Busy);
+            }
+            if let Request::Watch { stream, event } = request {
+                self.told.lock().push((stream.0, event));
+            }
+            Ok(())
+        }
+
+        fn request_wait(&self, request: Request) -> Result<(), PortError> {
+            self.request(request)
+        }
+    }
+
+    fn bridge() -> (Arc<Bridge>, Arc<Door>) {
+        let (bridge, door) = (Arc::new(Bridge::new()), Arc::new(Door::default()));
+        bridge.connect(Box::new(Arc::clone(&door)));
+        (bridge, door)
+    }
+
+    #[tokio::test]
+    async fn credit_is_given_back_to_a_member_that_was_too_busy_to_take_it() {
+        let (bridge, door) = bridge();
+        let stream = bridge.watch(false).unwrap();
+        door.busy.store(true, Ordering::Release);
+        let taken = async { stream.taken(7).await };
+        let free = async { door.busy.store(false, Ordering::Release) };
+        tokio::join!(taken, free);
+        assert_eq!(door.told.lock().last(), Some(&(stream.id.0, WatchRequest::Taken { bytes: 7 })));
+    }
+
+    #[test]
+    fn a_member_too_busy_to_hear_that_a_stream_is_gone_hears_it_with_the_next_request() {
+        let (bridge, door) = bridge();
+        let (first, second) = (bridge.watch(false).unwrap(), bridge.watch(false).unwrap());
+        let id = first.id.0;
+        door.busy.store(true, Ordering::Release);
+        drop(first);
+        assert_eq!(second.say(WatchRequest::Progress), Err(Refusal::Busy));
+        door.busy.store(false, Ordering::Release);
+        assert_eq!(second.say(WatchRequest::Progress), Ok(()));
+        assert_eq!(second.say(WatchRequest::Progress), Ok(()));
+        let told = door.told.lock();
+        let closed: Vec<u64> =
+            told.iter().filter(|(_, event)| *event == WatchRequest::Close).map(|(id, _)| *id).collect();
+        assert_eq!(closed, [id], "once");
     }
 }

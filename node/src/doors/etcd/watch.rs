@@ -65,7 +65,7 @@ async fn run(
                             return;
                         }
                     }
-                    stream.taken(bytes);
+                    stream.taken(bytes).await;
                 }
                 Some(WatchItem::End(refusal)) => {
                     let _ = out.send(Err(status_of(&refusal))).await;

@@ -453,8 +453,9 @@ pub enum Refusal {
     /// There is no such member.
     #[error("member not found")]
     MemberNotFound,
-    /// The disk that is to be replaced is connected to this member: stop that member first.
-    #[error("member {name} still runs under its old disk id: stop it before its disk is replaced")]
+    /// The disk that is to be replaced, or another that is coming in its place, is connected to this member or just
+    /// takes over: stop that member first, and ask again.
+    #[error("member {name} still runs under another disk id: stop it before its disk is replaced")]
     StillHere {
         /// Whose disk.
         name: String,

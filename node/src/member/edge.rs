@@ -359,7 +359,10 @@ impl Edge {
             }
             Call::Replace { name, disk, peer_addr } => {
                 let record = self.state.members.iter().find(|record| record.name == name);
-                if record.is_some_and(|record| record.disk != disk.0 && self.is_here(record.node())) {
+                let another_runs = |record: &MemberRecord| {
+                    record.peers().any(|(other, _)| other != disk && self.is_here(other)) && record.disk != disk.0
+                };
+                if record.is_some_and(another_runs) {
                     return Err(Refusal::StillHere { name });
                 }
                 self.propose(id, deadline, Op::MemberJoin(MemberJoin { name, disk: disk.0, peer_addr }), false)

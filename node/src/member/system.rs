@@ -294,10 +294,16 @@ impl System {
     /// Notes that a disk wants to come in place of `name`'s.
     pub(crate) fn join(&mut self, join: &MemberJoin) -> Result<(), Refusal> {
         let record = self.members.values().find(|r| r.name == join.name).ok_or(Refusal::MemberNotFound)?;
-        let taken =
-            self.members.values().any(|r| r.name != join.name && (r.disk == join.disk || r.joining_disk == join.disk));
-        if taken || join.disk == 0 {
+        let is_of = |r: &MemberRecord| r.disk == join.disk || r.joining_disk == join.disk;
+        let taken = self.members.values().any(|r| r.name != join.name && is_of(r));
+        // A late copy of an old wish: a disk that was replaced never comes back.
+        let former = self.members.values().any(|r| r.former_disks.contains(&join.disk));
+        if taken || former || join.disk == 0 {
             return Err(Refusal::MemberNotFound);
+        }
+        // Votes already: the change goes to its end, or the table would lose the disk that takes over.
+        if !is_of(record) && self.config.is_voter(NodeId(record.joining_disk)) {
+            return Err(Refusal::StillHere { name: join.name.clone() });
         }
         let mut next = record.clone();
         if next.disk == join.disk {
@@ -504,6 +510,36 @@ mod tests {
         assert_eq!(system.join(&join("x", 99)), Err(Refusal::MemberNotFound));
         assert_eq!(system.join(&join("a", 20)), Err(Refusal::MemberNotFound));
         assert_eq!(system.join(&join("a", 0)), Err(Refusal::MemberNotFound));
+    }
+
+    #[test]
+    fn a_late_copy_of_an_old_wish_brings_no_replaced_disk_back() {
+        let mut system = System::default();
+        system.form(first_records(ClusterId(9), &formed()));
+        let join = |disk| MemberJoin { name: "b".into(), disk, peer_addr: "b:2380".into() };
+        assert_eq!(system.join(&join(21)), Ok(()));
+        system.configured(Configuration::of([10, 21, 30].map(NodeId)), Index(5));
+        assert_eq!(system.join(&join(20)), Err(Refusal::MemberNotFound));
+        assert_eq!(system.join(&join(21)), Ok(()));
+        assert_eq!((system.members[&2].disk, system.members[&2].joining_disk), (21, 0));
+    }
+
+    #[test]
+    fn a_disk_that_votes_already_is_not_pushed_aside_by_the_next() {
+        let mut system = System::default();
+        system.form(first_records(ClusterId(9), &formed()));
+        let join = |disk| MemberJoin { name: "b".into(), disk, peer_addr: format!("b{disk}:2380") };
+        assert_eq!(system.join(&join(21)), Ok(()));
+        let joint = Configuration {
+            voters: [10, 21, 30].map(NodeId).into(),
+            outgoing: [10, 20, 30].map(NodeId).into(),
+            learners: BTreeSet::new(),
+        };
+        system.configured(joint, Index(5));
+        assert_eq!(system.join(&join(22)), Err(Refusal::StillHere { name: "b".into() }));
+        system.configured(Configuration::of([10, 21, 30].map(NodeId)), Index(6));
+        assert_eq!(system.members[&2].disk, 21, "the table names every voter");
+        assert_eq!(system.join(&join(22)), Ok(()));
     }
 
     #[test]

@@ -474,6 +474,24 @@ fn too_many_waiting_calls_are_refused_and_never_proposed() {
 }
 
 #[test]
+fn a_disk_that_is_coming_is_not_pushed_aside_while_it_runs() {
+    let mut c = Cluster::ready(3);
+    let leader = c.leader().unwrap();
+    let lost = c.a_follower();
+    let name = c.nodes[lost].name.clone();
+    let replace = |disk| Call::Replace { name: name.clone(), disk: NodeId(disk), peer_addr: "new:2380".into() };
+    c.stop(lost);
+    assert!(c.call(leader, replace(77)).is_ok());
+    let new = c.add_blank(&name, 77);
+    assert_eq!(c.call(leader, replace(88)), Err(Refusal::StillHere { name: name.clone() }));
+    assert!(c.call(leader, replace(77)).is_ok(), "it may ask again");
+    c.stop(new);
+    assert!(c.call(leader, replace(88)).is_ok());
+    c.add_blank(&name, 88);
+    c.run_until(|c| c.member(leader).members().any(|r| r.disk == 88));
+}
+
+#[test]
 fn a_cancelled_call_is_not_answered() {
     let mut c = Cluster::ready(3);
     let leader = c.leader().unwrap();

@@ -29,7 +29,7 @@ use super::config::MemberLimits;
 use super::forward::{Forward, LeaseAnswer, LeaseAsk, Refused, encode, put_command};
 use super::order::{Effects, TRANSFER_ANY};
 use super::queues::{Asker, EdgeFrame, Progress, Queues, Read, ReadWhat, RoleNow, ToEdge, ToOrder, ToState};
-use super::rng::Rng;
+use super::rng::{Rng, mix};
 use super::state::lease_reply;
 use super::system::{MemberRecord, alarm_number};
 use super::window::{Duty, Pending, Who, Window};
@@ -95,6 +95,7 @@ pub(super) struct Edge {
     read_again: Vec<Read>,
     reads_waiting: usize,
 
+    /// Begins elsewhere at each start: a late answer to a question of an earlier boot must name none of this one's.
     next_ask: u64,
     leases: BTreeMap<u64, LeaseWait>,
 
@@ -136,7 +137,7 @@ impl Edge {
             reads: BTreeMap::new(),
             read_again: Vec::new(),
             reads_waiting: 0,
-            next_ask: 0,
+            next_ask: mix(config.seed) >> 1,
             leases: BTreeMap::new(),
             next_admin: 0,
             admin: BTreeMap::new(),

@@ -1,7 +1,7 @@
 //! Behaviours of whole members, one each.
 
 use triune_consensus::MachineInput;
-use triune_transport::{Channel, Nanos, NodeId};
+use triune_transport::{Channel, LinkSession, Nanos, NodeId};
 use triune_txn::mvcc;
 
 use super::MemberLimits;
@@ -307,6 +307,22 @@ fn a_new_leader_gives_leases_their_whole_time_again_and_then_ends_them() {
     assert_eq!(c.call(follower, Call::Leases), Ok(Reply::Leases(Vec::new())));
 }
 
+#[test]
+fn a_late_answer_about_a_lease_is_not_taken_for_another_question_after_a_restart() {
+    let mut c = Cluster::ready(3);
+    let follower = c.a_follower();
+    let lease = grant(&mut c, follower, 60);
+    // The leader hears the question and cannot prove that it leads until the asking member has started again.
+    c.mute = Some(Channel::Heartbeat);
+    c.ask(follower, Call::LeaseKeepAlive(12_345));
+    c.run_for(Nanos::from_millis(10));
+    c.stop(follower);
+    c.start(follower);
+    let id = c.ask(follower, Call::LeaseKeepAlive(lease));
+    c.mute = None;
+    assert_eq!(c.answer(follower, id).1, Ok(Reply::LeaseKeepAlive { id: lease, ttl: 60 }));
+}
+
 fn watch_all(c: &mut Cluster, n: usize, stream: u64, start_revision: i64) {
     c.watch(n, stream, WatchRequest::Open { needs_leader: false });
     let wish = mvcc::WatchCreate { range_end: "\0".into(), start_revision, ..Default::default() };
@@ -424,12 +440,7 @@ fn a_displaced_disk_ends_when_it_sees_it() {
     let (l, o) = (c.nodes[leader].id, c.nodes[old].id);
     let name = c.nodes[old].name.clone();
     // The leader believes it gone; it lives, and still hears.
-    let down = MachineInput::Link {
-        peer: o,
-        lane: triune_transport::Lane::Main,
-        session: triune_transport::LinkSession(1),
-        up: false,
-    };
+    let down = MachineInput::Link { peer: o, lane: triune_transport::Lane::Main, session: LinkSession(1), up: false };
     c.step(leader, down);
     let replace = Call::Replace { name: name.clone(), disk: NodeId(77), peer_addr: "new:2380".into() };
     assert!(c.call(leader, replace).is_ok());
@@ -437,6 +448,24 @@ fn a_displaced_disk_ends_when_it_sees_it() {
     c.run_until(|c| c.nodes[old].fatal.is_some());
     assert_eq!(c.nodes[old].fatal, Some(Fatal::Replaced));
     assert_ne!(l, o);
+}
+
+#[test]
+fn a_disk_that_is_coming_is_not_pushed_aside_while_it_runs() {
+    let mut c = Cluster::ready(3);
+    let leader = c.leader().unwrap();
+    let lost = c.a_follower();
+    let name = c.nodes[lost].name.clone();
+    let replace = |disk| Call::Replace { name: name.clone(), disk: NodeId(disk), peer_addr: "new:2380".into() };
+    c.stop(lost);
+    assert!(c.call(leader, replace(77)).is_ok());
+    let new = c.add_blank(&name, 77);
+    assert_eq!(c.call(leader, replace(88)), Err(Refusal::StillHere { name: name.clone() }));
+    assert!(c.call(leader, replace(77)).is_ok(), "it may ask again");
+    c.stop(new);
+    assert!(c.call(leader, replace(88)).is_ok());
+    c.add_blank(&name, 88);
+    c.run_until(|c| c.member(leader).members().any(|r| r.disk == 88));
 }
 
 #[test]
@@ -471,24 +500,6 @@ fn too_many_waiting_calls_are_refused_and_never_proposed() {
     assert_eq!(c.nodes[leader].answers[&id].1, Err(Refusal::Busy));
     let id = c.ask(leader, get("k"));
     assert_eq!(c.nodes[leader].answers[&id].1, Err(Refusal::Busy));
-}
-
-#[test]
-fn a_disk_that_is_coming_is_not_pushed_aside_while_it_runs() {
-    let mut c = Cluster::ready(3);
-    let leader = c.leader().unwrap();
-    let lost = c.a_follower();
-    let name = c.nodes[lost].name.clone();
-    let replace = |disk| Call::Replace { name: name.clone(), disk: NodeId(disk), peer_addr: "new:2380".into() };
-    c.stop(lost);
-    assert!(c.call(leader, replace(77)).is_ok());
-    let new = c.add_blank(&name, 77);
-    assert_eq!(c.call(leader, replace(88)), Err(Refusal::StillHere { name: name.clone() }));
-    assert!(c.call(leader, replace(77)).is_ok(), "it may ask again");
-    c.stop(new);
-    assert!(c.call(leader, replace(88)).is_ok());
-    c.add_blank(&name, 88);
-    c.run_until(|c| c.member(leader).members().any(|r| r.disk == 88));
 }
 
 #[test]

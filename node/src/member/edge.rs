@@ -169,7 +169,7 @@ impl Edge {
                 }
             }
             ToEdge::ReadReady { id, outcome } => self.on_read_ready(id, outcome, queues),
-            ToEdge::Refused { refused } => self.on_refused(&refused, out),
+            ToEdge::Refused { refused } => self.on_refused(now, &refused, out),
             ToEdge::Frame { from, message } => self.on_frame(now, from, message, out),
             ToEdge::Role(role) => self.on_role(role, out),
             ToEdge::Progress(progress) => self.state = progress,
@@ -540,12 +540,12 @@ impl Edge {
         }
     }
 
-    fn on_refused(&mut self, refused: &[(u64, u64, Refused)], out: &mut Effects) {
+    fn on_refused(&mut self, now: Nanos, refused: &[(u64, u64, Refused)], out: &mut Effects) {
         for (session, seq, why) in refused {
             if self.session != Some(SessionId(*session)) {
                 if *session == 0 {
-                    // The opening itself: ask again at the next tick.
-                    self.session_asked = None;
+                    // The opening itself. Not at once: the refusing one may stay the leader this member knows of.
+                    self.session_asked = Some(asked_a_tick_short(now));
                 }
                 continue;
             }
@@ -737,7 +737,7 @@ impl Edge {
 
     fn on_frame(&mut self, now: Nanos, from: NodeId, message: EdgeFrame, out: &mut Effects) {
         match message {
-            EdgeFrame::Rejected { refused } => self.on_refused(&refused, out),
+            EdgeFrame::Rejected { refused } => self.on_refused(now, &refused, out),
             EdgeFrame::LeaseAsk { req, ask } if self.role.leads() && self.has_room().is_ok() => {
                 self.reads_waiting += 1;
                 let asker = Asker::Peer { node: from, req };
@@ -751,7 +751,7 @@ impl Edge {
             EdgeFrame::LeaseAnswer { req, answer: LeaseAnswer::NotLeader } => {
                 // Not at once: the asked one may be as ignorant as this member for a while.
                 if let Some(wait) = self.leases.get_mut(&req) {
-                    wait.sent_at = Some(Nanos(now.after(TICK).0.saturating_sub(RESEND_FIRST.0)));
+                    wait.sent_at = Some(asked_a_tick_short(now));
                 }
             }
             EdgeFrame::LeaseAnswer { req, answer } => {
@@ -887,6 +887,11 @@ impl Edge {
         let known = |node: &NodeId| self.state.members.iter().any(|r| r.disk == node.0 || r.joining_disk == node.0);
         config.learners.iter().find(|node| !known(node)).map(|node| ConfigChange::Remove(*node))
     }
+}
+
+/// When something must count as asked last, to be asked again a tick from now.
+fn asked_a_tick_short(now: Nanos) -> Nanos {
+    Nanos(now.after(TICK).0.saturating_sub(RESEND_FIRST.0))
 }
 
 /// How long a command that was sent so often may stay without word before it is sent again.

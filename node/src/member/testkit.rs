@@ -46,6 +46,8 @@ pub(super) struct Node {
     pub(super) fatal: Option<Fatal>,
     pub(super) drained: bool,
     pub(super) installs: usize,
+    /// Frames it sent, by channel, lost ones included.
+    sent: BTreeMap<Channel, usize>,
     formed: Vec<FormedMember>,
 }
 
@@ -90,6 +92,7 @@ impl Cluster {
             fatal: None,
             drained: false,
             installs: 0,
+            sent: BTreeMap::new(),
             formed: formed.clone(),
         };
         let mut cluster = Self {
@@ -141,6 +144,7 @@ impl Cluster {
             fatal: None,
             drained: false,
             installs: 0,
+            sent: BTreeMap::new(),
             formed: Vec::new(),
         };
         self.nodes.push(node);
@@ -241,6 +245,7 @@ impl Cluster {
                 MachineEffect::Persist(batch) => inputs.push(self.nodes[n].disk.persist(batch)),
                 MachineEffect::Send { to, channel, frame } => {
                     let from = self.nodes[n].id;
+                    *self.nodes[n].sent.entry(channel).or_default() += 1;
                     if !self.cut.contains(&(from, to)) && self.mute != Some(channel) {
                         let at = self.now.after(Nanos::from_millis(1));
                         self.net.push_back((at, from, to, channel, frame));
@@ -386,6 +391,11 @@ impl Cluster {
             self.nodes[n].disk.store.commit(batch).unwrap();
             self.step(n, MachineInput::Request(Request::Flushed { group: GroupId(0), mark }));
         }
+    }
+
+    /// Frames a node sent on a channel, lost ones included.
+    pub(super) fn sent(&self, n: usize, channel: Channel) -> usize {
+        self.nodes[n].sent.get(&channel).copied().unwrap_or(0)
     }
 
     pub(super) fn held_flushes(&self) -> usize {

@@ -1,11 +1,12 @@
 //! Behaviours of whole members, one each.
 
 use triune_consensus::MachineInput;
-use triune_transport::{Channel, LinkSession, Nanos, NodeId};
+use triune_transport::{Channel, GroupId, LinkSession, Nanos, NodeId};
 use triune_txn::mvcc;
 
 use super::MemberLimits;
 use super::api::*;
+use super::forward::{Forward, Refused, encode};
 use super::testkit::*;
 
 fn secs(s: u64) -> Nanos {
@@ -321,6 +322,27 @@ fn a_late_answer_about_a_lease_is_not_taken_for_another_question_after_a_restart
     let id = c.ask(follower, Call::LeaseKeepAlive(lease));
     c.mute = None;
     assert_eq!(c.answer(follower, id).1, Ok(Reply::LeaseKeepAlive { id: lease, ttl: 60 }));
+}
+
+#[test]
+fn a_refused_opening_is_asked_again_a_tick_later() {
+    let mut c = Cluster::ready(3);
+    let (leader, follower) = (c.leader().unwrap(), c.a_follower());
+    c.stop(follower);
+    c.start(follower);
+    let (from, to) = (c.nodes[leader].id, c.nodes[follower].id);
+    c.cut.insert((to, from));
+    c.run_until(|c| c.member(follower).view().is_some_and(|view| view.leader == Some(from)));
+    let refusal = Forward::Rejected { leader: None, refused: vec![(0, 0, Refused::NotLeader)] };
+    let frame = encode(GroupId(0), &refusal);
+    let before = c.sent(follower, Channel::Forward);
+    for _ in 0..100 {
+        let (session, channel, frame) = (LinkSession(1), Channel::Forward, frame.clone());
+        c.step(follower, MachineInput::Frame { from, session, channel, frame });
+    }
+    assert!(c.sent(follower, Channel::Forward) - before <= 1);
+    c.cut.clear();
+    assert!(c.call(follower, put("k", "v")).is_ok());
 }
 
 fn watch_all(c: &mut Cluster, n: usize, stream: u64, start_revision: i64) {

@@ -198,3 +198,115 @@ pub(super) fn random_id() -> anyhow::Result<u64> {
 
 /// What [`layout::retire`] calls the directories it makes.
 const RETIRED: &str = "retired-";
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::config::Layers;
+    use crate::config::keys;
+
+    /// A directory of its own, gone at the end.
+    struct Dir(PathBuf);
+
+    impl Dir {
+        fn new(name: &str) -> Self {
+            let dir = std::env::temp_dir().join(format!("triune-home-{}-{name}", std::process::id()));
+            let _absent = std::fs::remove_dir_all(&dir);
+            Self(dir)
+        }
+
+        fn config(&self, name: &str, list: &str) -> Resolved {
+            let flags = [
+                ("node.name", name.to_owned()),
+                ("node.data_dir", self.0.display().to_string()),
+                ("peer.addr", "127.0.0.1:7001".to_owned()),
+                ("node.initial_cluster", list.to_owned()),
+            ];
+            let flags = flags.into_iter().map(|(key, text)| (keys::find(key).unwrap(), text)).collect::<Vec<_>>();
+            Resolved::start(&Layers::read(None, std::iter::empty(), flags).unwrap()).unwrap()
+        }
+    }
+
+    impl Drop for Dir {
+        fn drop(&mut self) {
+            let _gone = std::fs::remove_dir_all(&self.0);
+        }
+    }
+
+    const LIST: &str = "m0=127.0.0.1:7001,m1=127.0.0.1:7002";
+
+    fn refusal(end: End) -> String {
+        match end {
+            End::Refused(error) => format!("{error:#}"),
+            other => panic!("{other}"),
+        }
+    }
+
+    #[test]
+    fn a_directory_in_use_is_refused_until_it_is_let_go() {
+        let dir = Dir::new("lock");
+        let config = dir.config("m0", LIST);
+        let held = open_disk(&config).unwrap();
+        let words = format!("{:#}", open_disk(&config).unwrap_err());
+        assert!(words.contains("in use") && words.contains("--data-dir"), "{words}");
+        drop(held);
+        open_disk(&config).unwrap();
+    }
+
+    #[test]
+    fn a_directory_keeps_its_disk_id_and_serves_no_other_member() {
+        let dir = Dir::new("identity");
+        let config = dir.config("m0", LIST);
+        let disk = open_disk(&config).unwrap();
+        let Ok(first) = identity(&*disk, &config) else { panic!("a blank directory gets an identity") };
+        let Ok(again) = identity(&*disk, &config) else { panic!("and keeps it") };
+        assert_eq!(first, again);
+        assert!(first.disk != 0 && !first.formed && first.replaces == 0);
+        let words = refusal(identity(&*disk, &dir.config("m1", "m1=127.0.0.1:7001")).unwrap_err());
+        assert!(words.contains("belongs to member m0") && words.contains("--name"), "{words}");
+    }
+
+    #[test]
+    fn the_list_may_change_until_it_was_said() {
+        let dir = Dir::new("list");
+        let (config, other) = (dir.config("m0", LIST), dir.config("m0", "m0=127.0.0.1:7001"));
+        let disk = open_disk(&config).unwrap();
+        let Ok(mut said) = identity(&*disk, &config) else { panic!("blank") };
+        let Ok(changed) = identity(&*disk, &other) else { panic!("nothing was said yet") };
+        assert_ne!(said.initial_cluster, changed.initial_cluster);
+        said.listed = vec![triune_storage::ListedMember { name: "m0".to_owned(), disk: said.disk }];
+        said.save(&*disk).unwrap();
+        let words = refusal(identity(&*disk, &other).unwrap_err());
+        assert!(words.contains("another --initial-cluster"), "{words}");
+        said.formed = true;
+        said.save(&*disk).unwrap();
+        assert!(identity(&*disk, &other).is_ok(), "a formed member ignores the list");
+    }
+
+    #[test]
+    fn a_retired_directory_gets_a_new_disk_id_and_remembers_the_old() {
+        let dir = Dir::new("retire");
+        let config = dir.config("m0", LIST);
+        let old = {
+            let disk = open_disk(&config).unwrap();
+            let Ok(old) = identity(&*disk, &config) else { panic!("blank") };
+            disk.create_dir_all(layout::WAL).unwrap();
+            old.disk
+        };
+        retire(&config).unwrap();
+        let disk = open_disk(&config).unwrap();
+        let Ok(new) = identity(&*disk, &config) else { panic!("blank again") };
+        assert_ne!(new.disk, old);
+        assert_eq!(new.replaces, old);
+        let names = disk.list("").unwrap();
+        assert!(
+            names.contains(&format!("retired-{old:016x}")) && !names.contains(&layout::WAL.to_owned()),
+            "{names:?}"
+        );
+        drop(disk);
+        empty(&config).unwrap();
+        assert_eq!(open_disk(&config).unwrap().list("").unwrap(), [layout::LOCK]);
+    }
+}

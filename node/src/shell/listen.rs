@@ -193,3 +193,60 @@ impl AsyncWrite for DoorStream {
         Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+
+    async fn connect(listener: &TcpListener) -> (TcpStream, TcpStream) {
+        let addr = listener.local_addr().unwrap();
+        let (here, there) = tokio::join!(TcpStream::connect(addr), accept(listener));
+        (here.unwrap(), there)
+    }
+
+    fn place() -> OwnedSemaphorePermit {
+        Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap()
+    }
+
+    /// Time is the runtime's own: it moves on as soon as everybody waits.
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_that_does_not_begin_is_ended_and_one_that_did_is_not() {
+        let listener = bind("etcd", SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
+        for (words, ended) in [(&b"P"[..], true), (&[7; FIRST_BYTES][..], false)] {
+            let (mut client, server) = connect(&listener).await;
+            let mut door = DoorStream::new(server, place());
+            client.write_all(words).await.unwrap();
+            let mut heard = vec![0; words.len()];
+            door.read_exact(&mut heard).await.unwrap();
+            let more = tokio::time::timeout(FIRST_WORDS * 3, door.read_u8()).await;
+            assert_eq!(more.is_ok_and(|read| read.is_err()), ended, "{} bytes", words.len());
+        }
+    }
+
+    #[tokio::test]
+    async fn beyond_the_limit_a_connection_is_closed_and_a_freed_place_is_taken() {
+        let listener = bind("etcd", SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let mut incoming = Box::pin(incoming(listener, 1));
+        let _first = TcpStream::connect(addr).await.unwrap();
+        let taken = futures_util::StreamExt::next(&mut incoming).await.unwrap().unwrap();
+        let mut second = TcpStream::connect(addr).await.unwrap();
+        let closed = async { second.read(&mut [0; 1]).await };
+        tokio::select! {
+            read = closed => assert!(read.is_ok_and(|read| read == 0), "closed at once"),
+            _ = futures_util::StreamExt::next(&mut incoming) => panic!("there is no place for a second"),
+        }
+        drop(taken);
+        let _third = TcpStream::connect(addr).await.unwrap();
+        assert!(futures_util::StreamExt::next(&mut incoming).await.unwrap().is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_port_in_use_is_named_with_its_flag() {
+        let taken = bind("etcd", SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
+        let words = format!("{:#}", bind("admin", taken.local_addr().unwrap()).await.unwrap_err());
+        assert!(words.contains("--admin-addr"), "{words}");
+    }
+}

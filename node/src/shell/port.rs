@@ -69,3 +69,20 @@ impl Port for MemberPort {
         self.driver.wait().request_blocking(request).map_err(|_| PortError::Stopped)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::doors::WatchItem;
+    use crate::member::api::Call;
+
+    #[tokio::test]
+    async fn before_there_is_a_member_calls_and_watches_hear_that_there_is_no_leader() {
+        let bridge = Arc::new(Bridge::new());
+        let _port = MemberPort::connect(&bridge);
+        let refused = bridge.call(Call::Health, None, false).await.unwrap_err();
+        assert_eq!(refused.refusal, Refusal::NoLeader);
+        let mut stream = bridge.watch(false).unwrap();
+        assert!(matches!(stream.next().await, Some(WatchItem::End(Refusal::NoLeader))));
+    }
+}

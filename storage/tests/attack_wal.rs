@@ -398,6 +398,8 @@ fn histories_of_writes_faults_and_crashes_match_the_model() {
     for seed in seeds.clone() {
         history(seed, &mut tally);
     }
+    // A segment freed by an opening whose last segment then lost its name.
+    history(4104, &mut tally);
     println!("{} histories: {tally:?}", seeds.end - seeds.start);
     if seeds.end - seeds.start >= 3_000 {
         let Tally { failures, no_space, failed_opens, pins, .. } = tally;

@@ -156,6 +156,7 @@ impl Wal {
         let mut wal = Self::from_replay(disk, dir, config, &replay)?;
         if let Some((tail, bytes)) = replay.tail.as_ref().and_then(|tail| Some((tail, tail.nameless.as_ref()?))) {
             wal.name_anew(&tail.segment, bytes)?;
+            wal.pool = Pool::open(Arc::clone(&wal.disk), dir, &wal.config, replay.first_segment)?;
         }
         wal.say_open()?;
         wal.pool.fill_reserve()?;
@@ -182,8 +183,11 @@ impl Wal {
             index.streams.insert(*id, stream.log.clone());
         }
         index.segments = replay.segments.range(replay.first_segment..).map(|(k, v)| (*k, Arc::clone(v))).collect();
-        let pool = Pool::open(Arc::clone(&disk), dir, &config, replay.first_segment)?;
         let tail = replay.tail.as_ref();
+        // What only a segment of doubtful name calls free is not free yet.
+        let is_nameless = tail.is_some_and(|tail| tail.nameless.is_some());
+        let free_below = if is_nameless { 0 } else { replay.first_segment };
+        let pool = Pool::open(Arc::clone(&disk), dir, &config, free_below)?;
         Ok(Self {
             disk,
             dir: dir.to_owned(),

@@ -27,6 +27,8 @@ pub struct Node {
     pub id: NodeId,
     /// Disk ids it had before, lost with their disks.
     pub former: Vec<NodeId>,
+    /// The id under which the faults know it: that of the last disk that was a member's.
+    pub drawn_as: NodeId,
     /// Its disk is blank and new: it must be taken in before it starts.
     pub blank: bool,
     /// The formation knows nothing of its disk.
@@ -68,6 +70,7 @@ impl Node {
         Self {
             id,
             former: Vec::new(),
+            drawn_as: id,
             blank: false,
             late: false,
             name,

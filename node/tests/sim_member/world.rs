@@ -353,8 +353,8 @@ impl World {
         let is_listed = |id: NodeId| tables().any(|m| m.members().any(|r| r.disk == id.0));
         if is_listed(id) {
             // A disk not yet replaced goes on counting as damaged, under the id it was drawn for.
-            let known = |node: &Node| node.former.last().copied().filter(|_| !is_listed(node.id)).unwrap_or(node.id);
-            let ids: Vec<NodeId> = self.nodes.iter().map(known).collect();
+            self.nodes[n].drawn_as = id;
+            let ids: Vec<NodeId> = self.nodes.iter().map(|node| node.drawn_as).collect();
             self.counters.hit("disk replaced");
             self.chaos.set_members(&ids);
             return Ok(());

@@ -131,7 +131,12 @@ pub const KEYS: &[Key] = &[
     start("admin.addr", "admin-addr", Some("127.0.0.1:8379"), "Address for /metrics, /healthz and /readyz"),
     both("storage.disk", "disk", "real", "real; lossy loses unsynced bytes at kill -9; fail-sync=N fails the Nth sync"),
     both("storage.fsync", "storage-fsync", "always", "When writes reach the disk: always"),
-    both("storage.segment_bytes", "storage-segment-bytes", "64MiB", "Size of a segment of the log"),
+    both(
+        "storage.segment_bytes",
+        "storage-segment-bytes",
+        "8MiB",
+        "Size of a segment of the log; one more is kept in reserve",
+    ),
     both("consensus.protocol", "consensus-protocol", "raft", "What replicates the log: raft"),
     both("consensus.read", "consensus-read", "index", "How linearizable reads are proven: index"),
     both("consensus.heartbeat_ms", "consensus-heartbeat-ms", "100", "Pause between heartbeats, in ms"),

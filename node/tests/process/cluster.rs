@@ -29,6 +29,7 @@ pub enum Server {
 /// Three members, each with a directory and two ports.
 pub struct Cluster {
     server: Server,
+    extra: Vec<&'static str>,
     dir: PathBuf,
     members: Vec<Member>,
 }
@@ -42,11 +43,39 @@ struct Member {
 impl Cluster {
     /// Starts three members; they form a cluster on their own time.
     pub fn start(server: Server) -> Self {
-        let dir = scratch();
-        let members = (0..MEMBERS).map(|_| Member { client_port: free_port(), peer_port: free_port(), child: None });
-        let mut cluster = Self { server, dir, members: members.collect() };
+        Self::start_with(server, &[])
+    }
+
+    /// The same with more flags for each.
+    pub fn start_with(server: Server, extra: &[&'static str]) -> Self {
+        let mut cluster = Self::prepare(server);
+        cluster.extra = extra.to_vec();
         (0..MEMBERS).for_each(|at| cluster.launch(at));
         cluster
+    }
+
+    /// Three members that do not run yet.
+    pub fn prepare(server: Server) -> Self {
+        let dir = scratch();
+        let members = (0..MEMBERS).map(|_| Member { client_port: free_port(), peer_port: free_port(), child: None });
+        Self { server, extra: Vec::new(), dir, members: members.collect() }
+    }
+
+    /// `host:port` for peers, of every member.
+    #[allow(dead_code, reason = "shared with the operate tests")]
+    pub fn peer_addrs(&self) -> Vec<String> {
+        self.members.iter().map(|member| format!("127.0.0.1:{}", member.peer_port)).collect()
+    }
+
+    /// A member's data directory.
+    #[allow(dead_code, reason = "shared with the operate tests")]
+    pub fn data(&self, at: usize) -> PathBuf {
+        self.dir.join(format!("m{at}"))
+    }
+
+    /// All a member has logged.
+    pub fn log_text(&self, at: usize) -> String {
+        fs::read(self.log(at)).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
     }
 
     /// `host:port` for etcd clients, of every member.
@@ -114,7 +143,7 @@ impl Cluster {
 
     /// The end of a member's log.
     pub fn log_tail(&self, at: usize) -> String {
-        let text = fs::read(self.log(at)).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
+        let text = self.log_text(at);
         let lines: Vec<&str> = text.lines().collect();
         lines[lines.len().saturating_sub(LOG_TAIL_LINES)..].join("\n")
     }
@@ -164,6 +193,7 @@ impl Cluster {
         for (flag, value) in args {
             command.arg(flag).arg(value);
         }
+        command.args(&self.extra);
         command
     }
 }
@@ -180,7 +210,7 @@ impl Drop for Cluster {
 }
 
 /// A fresh directory below the build's own scratch space.
-fn scratch() -> PathBuf {
+pub fn scratch() -> PathBuf {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("cluster-{}-{count}", std::process::id()));
@@ -199,6 +229,16 @@ fn free_port() -> u16 {
         }
     }
     panic!("no loopback port is free from {PORT_FIRST} on");
+}
+
+/// A `--port-offset` under which every port of a `dev` of three members is free.
+#[allow(dead_code, reason = "shared with the operate tests")]
+pub fn free_ports_offset() -> u16 {
+    let free = |port: u16| TcpListener::bind(("127.0.0.1", port)).is_ok();
+    (0..100)
+        .map(|_| free_port() - 1_000)
+        .find(|offset| [2_379, 2_380, 8_379].iter().all(|base| (0..3).all(|n| free(base + 100 * n + offset))))
+        .expect("a free range of ports")
 }
 
 /// Members of every cluster here.

@@ -32,7 +32,6 @@ fn the_etcdctl_session_is_the_same_on_every_run() {
 }
 
 #[test]
-#[ignore = "waits for `triune start` to serve"]
 fn etcdctl_sees_no_difference_between_etcd_and_each_of_our_members() {
     for member in 0..MEMBERS {
         assert_equal(&format!("our member {member}"), etcd(), &session(Server::Triune { disk: "real" }, member));

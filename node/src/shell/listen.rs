@@ -12,6 +12,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use bytes::BytesMut;
 use futures_util::stream::{self, Stream};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -24,10 +25,14 @@ use tonic::service::Routes;
 use tonic::transport::Server;
 use tonic::transport::server::Connected;
 
+use super::authority::Mender;
+
 /// How long a new connection may take to say what every connection begins with.
 const FIRST_WORDS: Duration = Duration::from_secs(10);
 /// HTTP/2's preface and the header of the settings that follow it.
 const FIRST_BYTES: usize = 24 + 9;
+/// Bytes read at once while a connection's first request is looked at.
+const PIECE_BYTES: usize = 4 << 10;
 /// Pause after the system could give no connection (no file descriptors left), so that it is not asked in a loop.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// A silent client is asked whether it lives, as often as this.
@@ -140,13 +145,32 @@ struct DoorStream {
     /// Bytes still to come before [`FIRST_WORDS`] is over; then 0.
     owed: usize,
     until: Pin<Box<Sleep>>,
+    mender: Mender,
+    /// Read and mended, and not yet taken.
+    ahead: BytesMut,
     _place: OwnedSemaphorePermit,
 }
 
 impl DoorStream {
     fn new(stream: TcpStream, place: OwnedSemaphorePermit) -> Self {
         let until = Box::pin(sleep_until(Instant::now() + FIRST_WORDS));
-        Self { stream, owed: FIRST_BYTES, until, _place: place }
+        Self { stream, owed: FIRST_BYTES, until, mender: Mender::default(), ahead: BytesMut::new(), _place: place }
+    }
+
+    /// Reads through the mender until there is something to hand on, or the client has ended.
+    fn poll_mended(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        while self.ahead.is_empty() {
+            let mut piece = [0; PIECE_BYTES];
+            let mut piece = ReadBuf::new(&mut piece);
+            ready!(Pin::new(&mut self.stream).poll_read(cx, &mut piece))?;
+            if piece.filled().is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+            self.mender.push(piece.filled(), &mut self.ahead);
+        }
+        let taken = self.ahead.len().min(buf.remaining());
+        buf.put_slice(&self.ahead.split_to(taken));
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -162,7 +186,11 @@ impl AsyncRead for DoorStream {
         if self.owed > 0 && self.until.as_mut().poll(cx).is_ready() {
             return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "no handshake in time")));
         }
-        ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
+        if self.mender.is_off() && self.ahead.is_empty() {
+            ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
+        } else {
+            ready!(self.poll_mended(cx, buf))?;
+        }
         self.owed = self.owed.saturating_sub(buf.filled().len() - before);
         Poll::Ready(Ok(()))
     }

@@ -10,6 +10,7 @@
 //! | `listen`, [`admin`] | connections, and the admin pages |
 
 pub mod admin;
+mod authority;
 pub mod dev;
 mod home;
 mod life;

@@ -33,13 +33,11 @@ use order::Violation;
 use workload::{Random, Shared};
 
 #[test]
-#[ignore = "waits for `triune start` to serve; with TRIUNE_PROCESS_SERVER=etcd it runs now"]
 fn acknowledged_writes_survive_kills_and_pauses() {
     run(Server::Triune { disk: "real" }).unwrap_or_else(|violation| panic!("{violation}"));
 }
 
 #[test]
-#[ignore = "waits for `triune start` to serve; with TRIUNE_PROCESS_SERVER=etcd it runs now"]
 fn acknowledged_writes_survive_the_loss_of_all_unsynced_bytes() {
     run(Server::Triune { disk: "lossy" }).unwrap_or_else(|violation| panic!("{violation}"));
 }
@@ -47,7 +45,6 @@ fn acknowledged_writes_survive_the_loss_of_all_unsynced_bytes() {
 /// The test of the test: without syncs the loss is found, and the write is named.
 #[cfg(feature = "mutants")]
 #[test]
-#[ignore = "waits for `triune start` to serve"]
 fn a_disk_that_does_not_sync_is_caught() {
     match run(Server::Triune { disk: "lossy,nosync" }) {
         Err(Violation::LostWrite(text)) => eprintln!("caught, as it must be: {text}"),

@@ -3,7 +3,7 @@
 use tonic::{Request, Response, Status};
 
 use super::{EtcdDoor, Wish, header, mismatch};
-use crate::member::api::{Call, Reply};
+use crate::member::api::{Call, Header, Reply};
 use crate::member::system::MemberRecord;
 use crate::pb::etcdserverpb as pb;
 
@@ -36,8 +36,9 @@ impl pb::cluster_server::Cluster for EtcdDoor {
         let wish = Wish::of(&request);
         let linearizable = request.into_inner().linearizable;
         match self.ask(&wish, Call::MemberList { linearizable }).await? {
+            // etcd's header says no revision here: the members are not the store's.
             (h, Reply::MemberList(members)) => Ok(Response::new(pb::MemberListResponse {
-                header: header(h),
+                header: header(Header { revision: 0, ..h }),
                 members: members.into_iter().map(member).collect(),
             })),
             _ => Err(mismatch()),

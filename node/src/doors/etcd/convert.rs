@@ -48,16 +48,21 @@ fn op(op: pb::RequestOp) -> RequestOp {
     }
 }
 
-/// Whether every range of the transaction asked to be serializable (and there is one).
+/// Whether every range of the transaction asked to be serializable, and there is one. A transaction that only compares
+/// did not ask: its answer says how the keys are now. (etcd answers that one from the local state, however old.)
 pub(super) fn all_serializable(op: &TxnOp) -> bool {
-    fn each(ops: &[RequestOp]) -> bool {
-        ops.iter().all(|op| match &op.request {
-            Some(Request::Range(r)) => r.serializable,
-            Some(Request::Txn(t)) => each(&t.success) && each(&t.failure),
-            _ => true,
-        })
-    }
-    each(&op.success) && each(&op.failure)
+    let mut asked = ranges(op).peekable();
+    asked.peek().is_some() && asked.all(|serializable| serializable)
+}
+
+/// What each range of a transaction, nested ones included, asked.
+fn ranges(op: &TxnOp) -> Box<dyn Iterator<Item = bool> + '_> {
+    let steps = op.success.iter().chain(&op.failure);
+    Box::new(steps.flat_map(|step| match &step.request {
+        Some(Request::Range(range)) => Box::new(std::iter::once(range.serializable)),
+        Some(Request::Txn(txn)) => ranges(txn),
+        _ => Box::new(std::iter::empty()),
+    }))
 }
 
 pub(super) fn range(h: Option<Header>, result: RangeResult) -> pb::RangeResponse {
@@ -107,5 +112,29 @@ pub(super) fn event(event: &Event) -> mvccpb::Event {
         },
         kv: Some(event.kv.clone()),
         prev_kv: event.prev_kv.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use triune_txn::mvcc::RangeOp;
+
+    use super::*;
+
+    fn check(success: Vec<RequestOp>, expected: bool) {
+        let op = TxnOp { compares: vec![Compare::default()], success, failure: Vec::new() };
+        assert_eq!(all_serializable(&op), expected, "{op:?}");
+    }
+
+    #[test]
+    fn only_a_transaction_that_asked_for_it_is_answered_from_an_old_state() {
+        let range = |serializable| Request::Range(RangeOp { key: "k".into(), serializable, ..RangeOp::default() });
+        let nested = |op: Request| Request::Txn(TxnOp { success: vec![op.into()], ..TxnOp::default() });
+        check(vec![range(true).into()], true);
+        check(vec![range(true).into(), nested(range(true)).into()], true);
+        check(vec![range(true).into(), range(false).into()], false);
+        check(vec![range(true).into(), nested(range(false)).into()], false);
+        check(Vec::new(), false);
+        check(vec![Request::Txn(TxnOp::default()).into()], false);
     }
 }

@@ -203,9 +203,11 @@ fn is_url(value: &[u8], huffman: bool) -> bool {
 }
 
 /// `http://` in the code of RFC 7541 appendix B: h 100111, t 01001, t 01001, p 101011, : 1011100, / 011000, / 011000.
+#[expect(clippy::unusual_byte_groupings, reason = "one group a letter of the code")]
 const HTTP: u64 = 0b100111_01001_01001_101011_1011100_011000_011000;
 const HTTP_BITS: u32 = 41;
 /// `https://`: the same with s 01000 before the colon.
+#[expect(clippy::unusual_byte_groupings, reason = "one group a letter of the code")]
 const HTTPS: u64 = 0b100111_01001_01001_101011_01000_1011100_011000_011000;
 const HTTPS_BITS: u32 = 46;
 
@@ -219,7 +221,7 @@ mod tests {
         let code = "100111 01001 01001 101011 1011100 011000 011000 00001 00010 011101 010111 00000 010111 00000 010111 \
                     00001 1011100 00010 011001 011101 011111";
         let mut bits: Vec<u8> = code.bytes().filter(u8::is_ascii_digit).map(|b| b - b'0').collect();
-        while bits.len() % 8 != 0 {
+        while !bits.len().is_multiple_of(8) {
             bits.push(1);
         }
         let bytes: Vec<u8> = bits.chunks(8).map(|c| c.iter().fold(0, |byte, bit| byte << 1 | bit)).collect();

@@ -157,7 +157,7 @@ impl Swarm {
     /// The mean time of a disk sync: 200 µs, or up to 50 ms where slow disks are on.
     pub fn sync_mean(&self) -> Nanos {
         let slow = u64::from(self.strength(FaultClass::SlowDisk).0) * 50;
-        Nanos::from_micros(200).after(Nanos(slow * 1_000))
+        Nanos::from_micros(200).after(Nanos(slow))
     }
 }
 

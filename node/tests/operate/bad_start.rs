@@ -38,7 +38,8 @@ fn wrong_flags_and_keys_are_refused_by_name() {
     refused(&["start", "--config", file.to_str().unwrap()], &["adress", "etcd.addr"]);
     std::fs::write(&file, "[kafka]\naddr = \"127.0.0.1:1\"\n").unwrap();
     refused(&["start", "--config", file.to_str().unwrap()], &["kafka"]);
-    refused(&["start", "--etcd-addr", "0.0.0.0:2379"], &["--insecure"]);
+    refused(&["start", "--etcd-addr", "0.0.0.0:2379"], &["--etcd-advertise"]);
+    refused(&["start", "--etcd-addr", "0.0.0.0:2379", "--etcd-advertise", "h:2379"], &["--insecure"]);
     let _ = std::fs::remove_dir_all(dir);
 }
 

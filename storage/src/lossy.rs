@@ -16,14 +16,14 @@ use std::str::FromStr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::{Disk, DiskError, DiskFile, OpenMode};
+use crate::{Disk, DiskError, DiskFile, OpenMode, layout};
 
 /// How a member treats its disk: `--disk lossy`, `--disk lossy,nosync`, `--disk fail-sync=N`. The default is plain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct DiskMode {
     /// Unsynced bytes and names live in process memory only.
     pub lossy: bool,
-    /// `sync` does nothing: for tests that must fail.
+    /// `sync` does nothing, but for the identity: for tests that must fail.
     pub nosync: bool,
     /// The `N`-th sync (from 1, files and directories) fails, as do all after it.
     pub fail_sync: Option<u64>,
@@ -105,6 +105,14 @@ impl NameOp {
             Self::Rename(from, to) => parent(from) == dir || parent(to) == dir,
         }
     }
+
+    /// Whether it concerns something below a directory, given with its slash.
+    fn is_below(&self, below: &str) -> bool {
+        match self {
+            Self::Link(path, _) | Self::Remove(path) => path.starts_with(below),
+            Self::Rename(from, to) => from.starts_with(below) || to.starts_with(below),
+        }
+    }
 }
 
 /// One file's bytes: what the disk has, and what it has not.
@@ -143,7 +151,9 @@ impl Shared {
             let reason = format!("told to fail from sync {n} on");
             return Err(DiskError::Io { path: path.to_owned(), op: "sync", reason });
         }
-        Ok(!self.mode.nosync)
+        // Who a member is survives even then: what must be seen to be missing is data.
+        let who = path.is_empty() || path == layout::IDENTITY || path == layout::IDENTITY_NEW;
+        Ok(!self.mode.nosync || who)
     }
 
     fn find(&self, names: &mut Names, path: &str) -> Result<Option<Arc<Mutex<Inode>>>, DiskError> {
@@ -256,7 +266,7 @@ impl Disk for LossyDisk {
         let Some(inode) = self.shared.find_file(&mut names, from)? else {
             // A directory: settle all below it and move it for real.
             let below = format!("{from}/");
-            self.shared.settle(&mut names, |_| true)?;
+            self.shared.settle(&mut names, |op| op.is_below(&below))?;
             names.files.retain(|path, _| !path.starts_with(&below));
             return self.shared.under.rename(from, to);
         };
@@ -286,7 +296,7 @@ impl Disk for LossyDisk {
         let mut names = self.shared.names();
         let below = format!("{dir}/");
         if self.shared.mode.lossy {
-            self.shared.settle(&mut names, |_| true)?;
+            self.shared.settle(&mut names, |op| op.is_below(&below))?;
             names.files.retain(|path, _| !path.starts_with(&below));
         }
         self.shared.under.remove_dir_all(dir)

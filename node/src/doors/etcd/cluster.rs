@@ -59,6 +59,7 @@ fn member(record: MemberRecord) -> pb::Member {
         name: record.name,
         peer_ur_ls: vec![format!("http://{}", record.peer_addr)],
         client_ur_ls: record.client_urls,
-        is_learner: record.learner,
+        // A disk that comes in place of a lost one learns until it votes.
+        is_learner: record.learner || record.joining_disk != 0,
     }
 }

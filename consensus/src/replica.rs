@@ -156,6 +156,8 @@ pub enum ReplicaOutput<R, N, D> {
     },
     /// Role, leader or epoch changed.
     Role(RoleChange),
+    /// This disk lost what it had confirmed: end the replica, and come back under a new id.
+    Forgot,
     /// Keep this durably in place of the last, then say [`ReplicaRequest::Saved`], in the order asked; give it to
     /// [`Replica::recover`] at the next start. Only with [`ReplicaConfig::durable`].
     Save(Bytes),
@@ -364,6 +366,7 @@ impl<P: Protocol, A: App> Replica<P, A> {
             }
             Effect::Release { upto } => out.push(MachineEffect::Release { group, upto }),
             Effect::Role(change) => out.push(MachineEffect::Output(ReplicaOutput::Role(change))),
+            Effect::Forgot => out.push(MachineEffect::Output(ReplicaOutput::Forgot)),
             Effect::Apply { entries, .. } => return self.on_apply(&entries, out),
             Effect::Reply { id, outcome, .. } => self.on_reply(id, outcome, out),
             Effect::Read { id, outcome } => self.on_read(id, outcome, out),

@@ -129,5 +129,6 @@ fn encode<M: Wire>(group: GroupId, effect: Effect<M>, buf: &mut BytesMut) -> Eff
         Effect::Snapshot(op) => Effect::Snapshot(op),
         Effect::Release { upto } => Effect::Release { upto },
         Effect::Role(change) => Effect::Role(change),
+        Effect::Forgot => Effect::Forgot,
     }
 }

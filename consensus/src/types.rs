@@ -582,6 +582,9 @@ pub enum Effect<M> {
     },
     /// Role, leader or epoch changed.
     Role(RoleChange),
+    /// The leader knows of entries this disk confirmed and no longer holds (amnesia). The replica confirms nothing and
+    /// votes for nobody any more: retire the disk id, come back under a new one.
+    Forgot,
 }
 
 /// The caller-owned buffer `step` appends to.

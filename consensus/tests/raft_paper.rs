@@ -939,3 +939,31 @@ fn a_replica_whose_disk_failed_answers_what_waits_and_falls_silent() {
     assert_eq!(sent(&mut pump, 1), []);
     assert_eq!(pump.nodes[&leader].raft().next_deadline(), None);
 }
+
+/// Figure 3.1 asks for a durable log. A disk whose leader knows of entries it confirmed and no longer holds says so once,
+/// acknowledges nothing, and grants no vote: whoever counted it then must not be outvoted by it now.
+#[test]
+fn a_disk_that_forgot_what_it_confirmed_says_nothing_more() {
+    let mut pump = Pump::new(3);
+    let known = RaftMsg::Heartbeat {
+        term: Epoch(4),
+        commit: Index::ZERO,
+        matched: Index(7),
+        round: RoundId { boot: 9, count: 1 },
+    };
+    hand(&mut pump, 2, 3, known.clone());
+    hand(&mut pump, 2, 3, known);
+    sync(&mut pump, 3);
+    let forgot = pump.told.iter().filter(|(of, told)| *of == NodeId(3) && matches!(told, Told::Forgot)).count();
+    assert_eq!(forgot, 1);
+    hand(&mut pump, 2, 3, append(4, (0, 0), 0, entries(1, &[4])));
+    hand(&mut pump, 1, 3, vote(5, (9, 9)));
+    sync(&mut pump, 3);
+    let said = sent(&mut pump, 3);
+    let harmless = |msg: &RaftMsg| match msg {
+        RaftMsg::VoteReply { granted, .. } => !granted,
+        RaftMsg::AppendReply { outcome, .. } => !matches!(outcome, AppendOutcome::Matched(_)),
+        _ => false,
+    };
+    assert!(said.iter().all(|(_, msg)| harmless(msg)), "{said:?}");
+}

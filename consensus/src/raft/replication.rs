@@ -316,6 +316,7 @@ impl Raft {
         if self.log.last().index < matched && !self.amnesia {
             tracing::error!(?matched, last = ?self.log.last(), "this disk lost entries that it had confirmed");
             self.amnesia = true;
+            out.push(Effect::Forgot);
         }
         !self.amnesia
     }

@@ -99,6 +99,7 @@ pub enum Told {
     Applied(Entry),
     Installed(SnapshotMark),
     Role(RoleChange),
+    Forgot,
     Released(Index),
 }
 
@@ -255,6 +256,7 @@ impl Node {
                 out.told.push(Told::Released(upto));
             }
             Effect::Role(change) => out.told.push(Told::Role(change)),
+            Effect::Forgot => out.told.push(Told::Forgot),
             _ => unreachable!("an effect of no protocol here"),
         }
     }

@@ -288,6 +288,7 @@ impl World {
                 let leader = change.leader.map_or_else(|| "nobody".to_owned(), |leader| leader.0.to_string());
                 format!("{id} is {} in term {}, led by {leader}", role(change.role), change.epoch.0)
             }
+            Told::Forgot => format!("{id} has lost what it confirmed, and says nothing more"),
             Told::Reply(_, ProposeOutcome::Accepted(position)) => format!("{id} takes {}", place(*position)),
             Told::Reply(_, outcome) => format!("{id} refuses: {outcome:?}"),
             Told::Read(read, Ok(index)) => format!("{id} may serve read {} from index {}", read.0, index.0),

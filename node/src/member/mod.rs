@@ -274,6 +274,10 @@ impl Member {
             Part::Edge => queues.edge.pop_front().map(|input| self.edge.step(now, input, queues, out)).is_some(),
         };
         self.dead |= self.state.is_dead();
+        if self.order.has_forgotten() {
+            // The disk lost what it had confirmed: it must not vote again under this id.
+            self.die(Fatal::Corrupt(GroupId(0)), out);
+        }
         ran
     }
 

@@ -138,6 +138,8 @@ pub(super) struct Order {
     effects: Vec<Effect<Bytes>>,
     /// Refusals of this turn, by the door they go to.
     refused: BTreeMap<Option<NodeId>, Vec<(u64, u64, Refused)>>,
+    /// A replica's disk lost what it had confirmed.
+    forgot: bool,
 }
 
 impl std::fmt::Debug for Order {
@@ -175,6 +177,7 @@ impl Order {
             arena: BytesMut::new(),
             effects: Vec::new(),
             refused: BTreeMap::new(),
+            forgot: false,
         }
     }
 
@@ -190,6 +193,11 @@ impl Order {
     /// The replica's view of group 0, for checks.
     pub(super) fn view(&self) -> Option<View<()>> {
         self.chairs.get(&GroupId(0)).map(|chair| chair.seat.view())
+    }
+
+    /// Whether a replica's disk lost what it had confirmed.
+    pub(super) const fn has_forgotten(&self) -> bool {
+        self.forgot
     }
 
     pub(super) fn step(&mut self, now: Nanos, input: ToOrder, queues: &mut Queues, out: &mut Effects) {
@@ -366,6 +374,7 @@ impl Order {
                         epoch: role.epoch.0,
                     }));
                 }
+                Effect::Forgot => self.forgot = true,
                 // An effect added later must be executed here.
                 _ => unreachable!("an effect this member does not know"),
             }

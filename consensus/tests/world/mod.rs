@@ -457,6 +457,8 @@ impl World {
             Told::Admin(AdminId(kind), Ok(())) => {
                 self.counters.hit(if kind % 2 == 0 { "transfers" } else { "configuration changes" });
             }
+            // No disk of this world forgets what was durable: a replica that believes so is wrong.
+            Told::Forgot => panic!("{id:?} believes that its disk forgot"),
             Told::Role(_) | Told::Admin(..) | Told::Installed(_) | Told::Released(_) => {}
         }
     }

@@ -848,6 +848,29 @@ fn a_restarted_replica_keeps_the_promise_it_may_have_made() {
     assert!(granted(&mut pump, 3));
 }
 
+/// 6.4.1, 4.2.2: the last voter keeps that promise too: it needs nobody's vote, but the leader it is about to replace
+/// does not know yet that its removal is committed, and still reads under the lease that voter gave it.
+#[test]
+fn a_restarted_last_voter_keeps_its_promise_to_the_leader_being_removed() {
+    let mut pump = Pump::with(2, |cfg| cfg.read = ReadMode::Lease);
+    let (leader, heir) = (pump.elect_this(1), NodeId(2));
+    pump.pass(Nanos::from_millis(150));
+    pump.cut.insert((heir, leader));
+    assert_eq!(change(&mut pump, leader, ConfigChange::Remove(leader)), None, "the heir's answer is lost");
+    assert_eq!(pump.view(heir).config, common::voters([2]));
+    pump.isolate(heir);
+    pump.crash(heir, 0);
+    pump.restart(heir);
+    let restarted_at = pump.now;
+    let lease = pump.view(leader).lease.unwrap();
+    pump.pass(Nanos(lease.since(pump.now).0 - 1));
+    let read = pump.read(leader);
+    assert_eq!(read_outcome(&pump, read), Some(true), "the lease holds");
+    assert_eq!(pump.role(heir), Role::Follower, "so nobody else leads");
+    pump.pass(restarted_at.after(Nanos::from_secs(1)).since(pump.now));
+    assert_eq!(pump.role(heir), Role::Leader);
+}
+
 /// 9.6: a replica that was cut off comes back without deposing anybody: asking changes no term.
 #[test]
 fn a_replica_that_was_cut_off_deposes_nobody() {

@@ -8,7 +8,8 @@
 //! ```
 //! 1. One vote per term, durable before it is sent; one's own is counted only when durable.
 //! 2. Terms never go back. Pre-vote changes neither term nor vote.
-//! 3. While a leader was heard within the shortest election timeout, no vote is given, unless that leader asked.
+//! 3. While a leader was heard within the shortest election timeout, no vote is given, unless that leader asked; not to
+//!    oneself either.
 
 use triune_storage::{Entry, Epoch, IoSeq, Position};
 use triune_transport::{Channel, Nanos, NodeId};
@@ -72,6 +73,7 @@ impl Raft {
 
     pub(super) fn become_candidate(&mut self, transfer: bool, out: &mut Effects<RaftMsg>) {
         assert_ne!(self.role, Role::Leader, "a leader does not campaign");
+        debug_assert!(transfer || !self.is_sticky(), "a candidate promised a leader its silence");
         self.role = Role::Candidate;
         self.leader = None;
         self.term = self.term.next();

@@ -342,8 +342,9 @@ impl Protocol for Raft {
         raft.configs.release(raft.log.base().index);
         raft.restart_election_timer();
         if raft.config().is_quorum(|node| node == raft.cfg.node) {
-            // The only voter has nobody to wait for.
-            raft.election_at = now;
+            // The only voter waits for nobody's vote, but for its own promise (thesis 6.4.1): where the change that made
+            // it the only one is new (4.2.2), the leader that goes may not know it committed, and reads by that lease.
+            raft.election_at = now.max(no_vote_before);
         }
         Ok(raft)
     }

@@ -16,8 +16,8 @@
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -30,7 +30,7 @@ use crate::doors::Port;
 use crate::member::api::Request;
 use crate::member::snapshot;
 
-/// Jobs that may wait: one flush a group is under way at a time, and few snapshot chunks.
+/// Jobs that may wait before snapshot chunks are dropped; a sender's window is far smaller.
 const JOBS_MAX: usize = 4_096;
 /// Rows of a snapshot committed at once while it is installed, in bytes.
 const INSTALL_BATCH_BYTES: usize = 4 << 20;
@@ -61,15 +61,22 @@ pub(super) struct StoreThread {
 
 /// The way to the thread. It ends when the last of them is dropped.
 #[derive(Clone, Debug)]
-pub(super) struct Jobs(SyncSender<Job>);
+pub(super) struct Jobs {
+    jobs: Sender<Job>,
+    waiting: Arc<AtomicUsize>,
+}
 
 impl Jobs {
-    /// Queues a job; never waits. A full queue means a disk that stands still: the job is dropped, and what waits for
-    /// it times out as it would for a lost message.
+    /// Queues a job; never waits. When the disk stands still and too many wait, chunks of snapshots are dropped: they
+    /// are asked for again, like a lost message. A flush, an install, a snapshot to take are asked for once at a time
+    /// and never dropped.
     pub(super) fn push(&self, job: Job) {
-        if let Err(TrySendError::Full(job)) = self.0.try_send(job) {
-            tracing::warn!(?job, "store thread is behind, job dropped");
+        let again = matches!(&job, Job::Snapshot { op: SnapshotOp::Read { .. } | SnapshotOp::Write { .. }, .. });
+        if again && self.waiting.load(Ordering::Relaxed) >= JOBS_MAX {
+            return tracing::warn!("store thread is behind, a snapshot chunk is dropped");
         }
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        let _ended = self.jobs.send(job);
     }
 }
 
@@ -89,15 +96,22 @@ impl StoreThread {
         for (group, store) in stores {
             groups.insert(group, Group::new(group, Arc::clone(&disk), store)?);
         }
-        let (jobs, waiting) = sync_channel(JOBS_MAX);
+        let (jobs, inbox) = channel();
+        let waiting = Arc::new(AtomicUsize::new(0));
         let abandon = Arc::new(AtomicBool::new(false));
-        let worker = Worker { groups, open, port: Arc::clone(&port), abandon: Arc::clone(&abandon) };
+        let worker = Worker {
+            groups,
+            open,
+            port: Arc::clone(&port),
+            abandon: Arc::clone(&abandon),
+            waiting: Arc::clone(&waiting),
+        };
         let thread = std::thread::Builder::new().name(format!("{name}-store")).spawn(move || {
-            if catch_unwind(AssertUnwindSafe(|| worker.run(&waiting))).is_err() {
+            if catch_unwind(AssertUnwindSafe(|| worker.run(&inbox))).is_err() {
                 let _ended = port.request_wait(Request::StoreFailed { group: GroupId(0), corrupt: false });
             }
         })?;
-        Ok(Self { jobs: Some(Jobs(jobs)), abandon, thread: Some(thread) })
+        Ok(Self { jobs: Some(Jobs { jobs, waiting }), abandon, thread: Some(thread) })
     }
 
     /// The way to it.
@@ -126,11 +140,13 @@ struct Worker {
     open: Arc<OpenStore>,
     port: Arc<dyn Port>,
     abandon: Arc<AtomicBool>,
+    waiting: Arc<AtomicUsize>,
 }
 
 impl Worker {
     fn run(mut self, jobs: &Receiver<Job>) {
         while let Ok(job) = jobs.recv() {
+            self.waiting.fetch_sub(1, Ordering::Relaxed);
             if self.abandon.load(Ordering::Acquire) {
                 return;
             }

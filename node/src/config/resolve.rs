@@ -8,7 +8,7 @@ use super::{
     error::InitialClusterProblem,
     keys::{self, KEYS, Scope},
     layers::{Layers, Origin},
-    value::{parse_bind, parse_bytes, parse_name},
+    value::{parse_bind, parse_bytes, parse_log_level, parse_name},
 };
 
 /// All settings of one member.
@@ -167,7 +167,7 @@ impl Resolved {
         let doors = read.doors()?;
         let insecure = read.flag("node.insecure")?;
         let log = read.parsed("node.log")?;
-        let log_level = read.parsed::<String>("node.log_level")?;
+        let log_level = read.value("node.log_level", "", parse_log_level)?;
         let peer = read.peer()?;
         let initial_cluster = read.initial_cluster(&name, &peer.advertise)?;
         let etcd = read.etcd()?;

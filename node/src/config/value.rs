@@ -170,6 +170,18 @@ pub fn parse_name(text: &str) -> Result<String, &'static str> {
     if fits { Ok(text.to_owned()) } else { Err("1 to 64 of a-z, A-Z, 0-9, '.', '_' and '-', not beginning with '.'") }
 }
 
+/// Parses the level of the log: a level, or `target=level` pairs by commas, as `tracing_subscriber`'s targets. What it
+/// would take for the name of a target is refused here, since that would silence the log.
+pub(super) fn parse_log_level(text: &str) -> Result<String, &'static str> {
+    let known = |level: &str| ["error", "warn", "info", "debug", "trace", "off"].contains(&level);
+    let parts = text.split(',').map(|part| part.rsplit_once('=').map_or(part, |(_, level)| level));
+    if parts.into_iter().all(known) {
+        Ok(text.to_owned())
+    } else {
+        Err("error, warn, info, debug, trace or off, or target=level pairs by commas")
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -215,6 +227,16 @@ mod tests {
         }
         for name in ["", ".", "..", ".x", "a/b", "a=b", "a,b", "ä", &"x".repeat(65)] {
             assert!(parse_name(name).is_err(), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_level_of_the_log_is_one_that_exists() {
+        for good in ["info", "off", "warn,triune_node=debug"] {
+            assert!(parse_log_level(good).is_ok(), "{good}");
+        }
+        for bad in ["", "loud", "info,loud", "triune_node=loud"] {
+            assert!(parse_log_level(bad).is_err(), "{bad}");
         }
     }
 }

@@ -44,7 +44,7 @@ pub fn run(dev: Dev) -> ExitCode {
         return refuse(&error);
     }
     if dev.fresh
-        && let Err(error) = dev.members.iter().try_for_each(home::empty)
+        && let Err(error) = empty_all(&dev, first)
     {
         return refuse(&error);
     }
@@ -85,6 +85,25 @@ pub fn run(dev: Dev) -> ExitCode {
         let _panicked = thread.join();
     }
     code
+}
+
+/// Empties every member's directory, also of members that an earlier `dev` had and this one has not: left over, they
+/// would belong to another cluster the next time.
+fn empty_all(dev: &Dev, first: &Resolved) -> anyhow::Result<()> {
+    dev.members.iter().try_for_each(home::empty)?;
+    let Some(parent) = first.node.data_dir.parent() else { return Ok(()) };
+    for entry in std::fs::read_dir(parent)? {
+        let data_dir = entry?.path();
+        let name = data_dir.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let number = name.strip_prefix('m').is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()));
+        let known = dev.members.iter().any(|member| member.node.data_dir == data_dir);
+        if number && !known && data_dir.join(triune_storage::layout::IDENTITY).is_file() {
+            let mut member = first.clone();
+            member.node.data_dir = data_dir;
+            home::empty(&member)?;
+        }
+    }
+    Ok(())
 }
 
 /// Listens to the members until all have ended.

@@ -67,7 +67,16 @@ pub(super) fn identity(disk: &dyn Disk, config: &Resolved) -> Result<Identity, E
     let mut identity = match Identity::load(disk) {
         Ok(Some(identity)) => identity,
         Ok(None) => blank(disk, config).map_err(End::Refused)?,
-        Err(error @ IdentityError::Damaged) => return Err(End::Damaged(error.to_string())),
+        Err(error @ IdentityError::Damaged) if config.node.initial_cluster.len() > 1 => {
+            return Err(End::Damaged(error.to_string()));
+        }
+        Err(IdentityError::Damaged) => {
+            return Err(End::refused(format!(
+                "data directory {}: the identity is damaged, and no other member is named that could have the data; \
+                 nothing was moved. Put the directory back from a copy, or name the other members by --initial-cluster",
+                config.node.data_dir.display()
+            )));
+        }
         Err(error) => return Err(End::Refused(error.into())),
     };
     let (name, dir) = (&config.node.name, config.node.data_dir.display());
@@ -94,8 +103,9 @@ pub(super) fn identity(disk: &dyn Disk, config: &Resolved) -> Result<Identity, E
 /// The identity of a directory without one.
 fn blank(disk: &dyn Disk, config: &Resolved) -> anyhow::Result<Identity> {
     let names = disk.list("")?;
-    // Data without an identity: setting it aside was interrupted.
-    if names.iter().any(|name| name != layout::LOCK && !name.starts_with(RETIRED) && name != layout::IDENTITY_NEW) {
+    // Data without an identity: setting it aside was interrupted. What is not ours (`lost+found`) stays where it is.
+    let ours = [layout::WAL, layout::GROUPS, layout::MQ, layout::CACHE];
+    if names.iter().any(|name| ours.contains(&name.as_str())) {
         layout::retire(disk, random_id()?)?;
     }
     let names = disk.list("")?;

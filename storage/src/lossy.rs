@@ -266,7 +266,7 @@ impl Disk for LossyDisk {
         let Some(inode) = self.shared.find_file(&mut names, from)? else {
             // A directory: settle all below it and move it for real.
             let below = format!("{from}/");
-            self.shared.settle(&mut names, |op| op.is_below(&below))?;
+            self.shared.settle(&mut names, |_| true)?;
             names.files.retain(|path, _| !path.starts_with(&below));
             return self.shared.under.rename(from, to);
         };
@@ -296,7 +296,10 @@ impl Disk for LossyDisk {
         let mut names = self.shared.names();
         let below = format!("{dir}/");
         if self.shared.mode.lossy {
-            self.shared.settle(&mut names, |op| op.is_below(&below))?;
+            // What concerns something below may hang on anything before it, so then all is settled; else nothing need be.
+            if names.pending.iter().any(|op| op.is_below(&below)) {
+                self.shared.settle(&mut names, |_| true)?;
+            }
             names.files.retain(|path, _| !path.starts_with(&below));
         }
         self.shared.under.remove_dir_all(dir)
